@@ -1,0 +1,131 @@
+"""A heatmap laid over a slide's thumbnail, with its legend: the picture for a quick look."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from heatmaps.colour import WHITE, check_range, colour, colour_table
+from heatmaps.raster import Heatmap
+from wsi.errors import OutputError
+
+_INK = (60, 60, 60)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LEAST_WIDTH = 240
+"""Pixels that a legend needs; narrower thumbnails get a white margin on the right."""
+
+_Image = NDArray[np.uint8]
+
+
+def draw_overlay(
+    thumbnail: _Image,
+    heatmap: Heatmap,
+    channel: str,
+    *,
+    thumbnail_scale: float,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    alpha: float = 0.6,
+) -> _Image:
+    """Lay one channel over the thumbnail and put a legend below; nothing is interpolated.
+
+    Parameters
+    ----------
+    thumbnail
+        (h, w, 3) uint8 RGB of the whole slide.
+    thumbnail_scale
+        Level-0 pixels per thumbnail pixel.
+    vmin, vmax
+        Scores at the ends of the colour map.
+    alpha
+        Share of the heatmap's colour in the mixture, 0 to 1. Where no tile lies the thumbnail stays as it is.
+
+    Returns
+    -------
+    (h + legend, max(w, 240), 3) uint8 RGB; the first h rows and w columns are the slide.
+
+    Raises
+    ------
+    ValueError
+        Not such a thumbnail, no such channel, not `vmin` < `vmax`, `alpha` or the scale out of range.
+    """
+    if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8 or 0 in thumbnail.shape:
+        raise ValueError(f"a thumbnail is (h, w, 3) uint8, got {thumbnail.shape} {thumbnail.dtype}")
+    check_range(vmin=vmin, vmax=vmax)
+    if not (0 <= alpha <= 1 and thumbnail_scale > 0):
+        raise ValueError(f"needed: alpha from 0 to 1, scale above 0; got {alpha:g}, {thumbnail_scale:g}")
+    height, width = thumbnail.shape[:2]
+    scores = _sample(heatmap, channel, thumbnail_scale, width=width, height=height)
+    known = ~np.isnan(scores)
+    mixed = thumbnail.copy()
+    tint = colour(scores[known], vmin=vmin, vmax=vmax)
+    # Under a tile the tissue turns grey, so that hue speaks of the score alone and not of the stain.
+    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)[known][:, None]
+    mixed[known] = np.rint(alpha * tint + (1 - alpha) * grey).astype(np.uint8)
+    legend = _legend(channel, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
+    margin = np.full((height, legend.shape[1] - width, 3), WHITE, np.uint8)
+    return np.concatenate([np.concatenate([mixed, margin], axis=1), legend])
+
+
+def encode_png(image: _Image) -> bytes:
+    """Encode an (h, w, 3) uint8 RGB image; OutputError if the encoder refuses it."""
+    action = "This is a bug unless the image is empty or larger than PNG allows"
+    try:
+        done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise OutputError(f"an image of {image.shape} cannot be made a PNG", action=action) from error
+    if not done:
+        raise OutputError(f"an image of {image.shape} cannot be made a PNG", action=action)
+    return data.tobytes()
+
+
+def _sample(
+    heatmap: Heatmap, channel: str, thumbnail_scale: float, *, width: int, height: int
+) -> NDArray[np.float32]:
+    """(height, width) scores under the centres of the thumbnail's pixels, NaN beyond the heatmap."""
+    column = ((np.arange(width) + 0.5) * thumbnail_scale / heatmap.scale).astype(np.intp)
+    row = ((np.arange(height) + 0.5) * thumbnail_scale / heatmap.scale_y).astype(np.intp)
+    plane = heatmap.channel(channel)
+    # A thumbnail's size is rounded, so its last pixels may look just past the heatmap.
+    beyond = (row >= plane.shape[0])[:, None] | (column >= plane.shape[1])
+    sampled = plane[np.minimum(row, plane.shape[0] - 1)[:, None], np.minimum(column, plane.shape[1] - 1)]
+    return np.where(beyond, np.float32(np.nan), sampled)
+
+
+def _legend(channel: str, *, vmin: float, vmax: float, width: int) -> _Image:
+    """One line: the channel's name, vmin, the bar of colours, vmax."""
+    size = float(np.clip(width / 1000, 0.45, 1.2))  # of the letters, in OpenCV's units
+    gap, line = round(14 * size), round(30 * size)
+    image = np.full((line + 2 * gap, width, 3), WHITE, np.uint8)
+    low, high = f"{vmin:g}", f"{vmax:g}"
+    bar = width // 4
+    name = _fitted(channel, size, width - bar - 5 * gap - _text_width(low, size) - _text_width(high, size))
+    x = gap
+    for text, space in ((name, 2 * gap), (low, gap)):
+        x = _write(image, text, x, size) + space
+    image[gap : gap + line, x : x + bar] = colour_table()[np.linspace(0, 255, bar).round().astype(int)]
+    _write(image, high, x + bar + gap, size)
+    return image
+
+
+def _write(image: _Image, text: str, x: int, size: float) -> int:
+    """Write one line of text at the image's middle height, from `x` on; return where it ends."""
+    (width, height), _ = cv2.getTextSize(text, _FONT, size, 1)
+    position = (x, (image.shape[0] + height) // 2)
+    cv2.putText(image, text, position, _FONT, size, _INK, 1, cv2.LINE_AA)
+    return x + width
+
+
+def _fitted(text: str, size: float, space: int) -> str:
+    """Shorten a name that is too long; letters that OpenCV 4 cannot draw become question marks."""
+    plain = text.encode("ascii", "replace").decode()
+    if _text_width(plain, size) <= space:
+        return plain
+    while plain and _text_width(plain + "...", size) > space:
+        plain = plain[:-1]
+    return plain + "..."
+
+
+def _text_width(text: str, size: float) -> int:
+    return int(cv2.getTextSize(text, _FONT, size, 1)[0][0])

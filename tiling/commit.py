@@ -1,0 +1,288 @@
+"""The commit rule: an item of output is there whole, or it is not there.
+
+An *item* is a folder: a slide's tiles, its features by one encoder, a model's scores, a heatmap, a model.
+It is made in a work folder, in parts that survive a crash, and published by one rename::
+
+    OUT/.work/<name>-<recipe>/            being made; readers never look here
+    OUT/.work/<name>-<recipe>.journal     one line per finished part: its files, sizes and SHA-256
+    OUT/…/<item>/                         published
+    OUT/…/<item>/commit.json              recipe, record, and size and SHA-256 of every file
+
+Order of a publication: files written and synced, journal line written and synced, …, commit.json written and
+synced, folders synced, rename, parent synced. A process killed between any two of these leaves the item
+absent or whole. The next run with the same recipe keeps each part that the journal vouches for; what it
+does not vouch for is deleted, so the bytes end up the same as those of a run that nobody killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsi.durable import crash_point, make_folder, output_errors, sync_file, sync_folder, write_file
+from wsi.errors import DamagedError
+
+COMMIT_FILE = "commit.json"
+FORMAT = 1
+"""Version of this layout; a reader refuses a later one."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of an item."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """Hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What is known of a published item."""
+
+    recipe: Mapping[str, Any]
+    """Everything that decides the item's bytes: inputs, parameters."""
+    record: Mapping[str, Any]
+    """What was found on the way: fitted values, counts, warnings, versions."""
+    files: Mapping[str, FileEntry]
+    """By path relative to the item, with ``/``; all but commit.json itself."""
+    digest: str
+    """SHA-256 of commit.json: names this item's exact bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing wrong with a published item."""
+
+    file: str
+    """Path relative to the item."""
+    reason: str
+    """What was found, against what was committed."""
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with one spelling per value: sorted keys, no NaN, newline at the end."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def fingerprint(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe."""
+    return hashlib.sha256(canonical(recipe)).hexdigest()
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, read in pieces."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+            size += len(piece)
+    return FileEntry(size, digest.hexdigest())
+
+
+# Reading -------------------------------------------------------------------------------------------------
+
+
+def read_commit(item: Path) -> Commit | None:
+    """The item's commit, or None where nothing is published there.
+
+    Every file is checked to be there with its committed size (a stat each, no reading): a missing or
+    shortened Zarr shard would otherwise read as zeros without a word.
+
+    Raises
+    ------
+    DamagedError
+        A folder without a commit, an unreadable commit, or files missing, cut or added.
+    """
+    if not item.exists():
+        return None
+    commit = load_commit(item)
+    damage = next(find_damage(item, commit), None)
+    if damage:
+        raise damaged(item, f"{damage.file} {damage.reason}")
+    return commit
+
+
+def find_damage(item: Path, commit: Commit, *, full: bool = False) -> Iterator[Damage]:
+    """What is wrong with an item: by names and sizes, and by every byte's hash if `full`."""
+    for name, entry in commit.files.items():
+        path = item / name
+        if not path.is_file():
+            yield Damage(name, "is missing")
+        elif path.stat().st_size != entry.size:
+            yield Damage(name, f"has {path.stat().st_size} bytes, {entry.size} were committed")
+        elif full and hash_file(path) != entry:
+            yield Damage(name, "has other bytes than were committed")
+    for name in _files_under(item):
+        # Names with a dot in front are what file managers leave behind; no reader of ours opens them.
+        if name != COMMIT_FILE and name not in commit.files and not Path(name).name.startswith("."):
+            yield Damage(name, "was added after the commit")
+
+
+def damaged(item: Path, reason: str) -> DamagedError:
+    """The error for an item whose committed bytes are gone."""
+    return DamagedError(
+        f"committed output is damaged: {reason}",
+        path=item,
+        action="Run the step that made it again: it sets the damaged item aside and remakes it",
+    )
+
+
+def load_commit(item: Path) -> Commit:
+    """Read commit.json alone, against its own checksum; `DamagedError` where it is missing or broken."""
+    try:
+        data = (item / COMMIT_FILE).read_bytes()
+        content = json.loads(data)
+        if content["format"] > FORMAT:
+            raise damaged(item, f"it has layout {content['format']}, this version reads up to {FORMAT}")
+        body = {key: content[key] for key in ("format", "recipe", "record", "files")}
+        if content["checksum"] != hashlib.sha256(canonical(body)).hexdigest():
+            raise damaged(item, f"{COMMIT_FILE} does not match its own checksum")
+        files = {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+    except FileNotFoundError as error:
+        raise damaged(item, f"it holds no {COMMIT_FILE}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(item, f"{COMMIT_FILE} is unreadable ({error})") from error
+    return Commit(content["recipe"], content["record"], files, hashlib.sha256(data).hexdigest())
+
+
+def _files_under(folder: Path) -> list[str]:
+    found = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+# Writing -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Draft:
+    """An item being made. Write files under `folder`, finish parts, then publish.
+
+    Made by `begin`. One process at a time owns a draft: the caller holds the output's lock.
+    """
+
+    item: Path
+    """Where it will be published."""
+    folder: Path
+    """Where to write now."""
+    recipe: Mapping[str, Any]
+    """Decides the bytes."""
+    parts: dict[str, dict[str, FileEntry]] = field(default_factory=dict)
+    """Finished parts, and the files of each."""
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".journal")
+
+    def finish_part(self, name: str, files: Iterable[Path]) -> None:
+        """Make a part durable: its files are synced, then the journal says so.
+
+        `files` are absolute paths under `folder`. They must not be written again.
+        """
+        entries = {}
+        crash_point("part-written")
+        with output_errors(self.item):
+            for path in files:
+                sync_file(path)
+                entries[path.relative_to(self.folder).as_posix()] = hash_file(path)
+            line = {"part": name, "files": {n: [e.size, e.sha256] for n, e in entries.items()}}
+            with self._journal.open("ab") as stream:
+                stream.write(json.dumps(line, sort_keys=True).encode() + b"\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        self.parts[name] = entries
+        crash_point("part-finished")
+
+    def publish(self, record: Mapping[str, Any]) -> Commit:
+        """Commit everything under `folder` and rename it into place."""
+        crash_point("before-commit")
+        known = {name: entry for files in self.parts.values() for name, entry in files.items()}
+        files = {name: known.get(name) or hash_file(self.folder / name) for name in _files_under(self.folder)}
+        body = {
+            "format": FORMAT,
+            "recipe": self.recipe,
+            "record": record,
+            "files": {name: {"size": e.size, "sha256": e.sha256} for name, e in files.items()},
+        }
+        checksum = hashlib.sha256(canonical(body)).hexdigest()
+        with output_errors(self.item):
+            for name in files:
+                sync_file(self.folder / name)
+            write_file(self.folder / COMMIT_FILE, canonical(body | {"checksum": checksum}))
+            for base, _, _ in os.walk(self.folder):
+                sync_folder(Path(base))
+            make_folder(self.item.parent)
+            crash_point("before-publish")
+            self.folder.rename(self.item)
+            crash_point("after-rename")
+            sync_folder(self.item.parent)
+            self._journal.unlink(missing_ok=True)
+        crash_point("after-publish")
+        return load_commit(self.item)
+
+    def _recover(self) -> None:
+        """Take over what a killed run finished; delete everything that its journal does not vouch for."""
+        for line in self._journal.read_bytes().splitlines() if self._journal.exists() else ():
+            try:
+                content = json.loads(line)
+                entries = {name: FileEntry(*entry) for name, entry in content["files"].items()}
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that was being written when the process died
+            if all(_is(self.folder / name, entry) for name, entry in entries.items()):
+                self.parts[content["part"]] = entries
+        vouched = {name for files in self.parts.values() for name in files}
+        for name in _files_under(self.folder):
+            if name not in vouched:
+                (self.folder / name).unlink()
+
+
+def begin(item: Path, recipe: Mapping[str, Any], *, work: Path) -> Draft:
+    """Start making an item, or go on where a killed run with the same recipe stopped.
+
+    Parameters
+    ----------
+    item
+        Where it will be published; nothing may be there.
+    recipe
+        JSON-able; everything that decides the bytes.
+    work
+        The output's work folder, on the same file system as `item`.
+    """
+    # The last two names say what it is to whoever looks in; the fingerprint of the path makes it unique.
+    place = os.path.relpath(item, work)  # relative, so that a moved output can still be resumed
+    stem = f"{item.parent.name}-{item.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+    folder = work / f"{stem}-{fingerprint(recipe)[:16]}"
+    if work.is_dir():
+        for old in work.glob(f"{glob_escape(stem)}-*"):  # another recipe was being made here, and given up
+            if old.name.removesuffix(".journal") != folder.name:
+                remove(old)
+    make_folder(folder)
+    draft = Draft(item, folder, recipe)
+    with output_errors(item):
+        draft._recover()
+    return draft
+
+
+def glob_escape(text: str) -> str:
+    """Take `text` literally in a glob pattern: slide names may hold brackets."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.size and hash_file(path) == entry

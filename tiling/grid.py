@@ -1,0 +1,86 @@
+"""Where tiles lie. The grid is laid in physical units, so a tile covers the same tissue on every scanner."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.geometry import MPP_RANGE, Resolution, footprint
+
+
+@dataclass(frozen=True, slots=True)
+class TileSpec:
+    """What a tile is, independent of any slide."""
+
+    size_px: int = 256
+    """Pixels along each side of a tile."""
+    mpp: float = 0.5
+    """Microns per pixel of a tile."""
+    overlap_px: int = 0
+    """Pixels that neighbours share along each side."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size_px <= 4096:
+            raise ValueError(f"tile size is {self.size_px} px; needed: 8 to 4096")
+        if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
+            raise ValueError(f"tile mpp is {self.mpp:g}; needed: {MPP_RANGE[0]} to {MPP_RANGE[1]}")
+        if not 0 <= self.overlap_px < self.size_px:
+            raise ValueError(f"overlap is {self.overlap_px} px; needed: 0 to less than a tile")
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """A raster of tiles that covers one slide, row by row from the top-left corner.
+
+    The last column and row may overhang the slide by part of a tile; they are padded with white.
+
+    Examples
+    --------
+    >>> grid = lay_grid((1000, 600), Resolution(0.25, 0.25, "override"), TileSpec(size_px=256, mpp=0.5))
+    >>> grid.columns, grid.rows
+    (2, 2)
+    >>> grid.origins().tolist()
+    [[0, 0], [512, 0], [0, 512], [512, 512]]
+    """
+
+    columns: int
+    """Tiles along x."""
+    rows: int
+    """Tiles along y."""
+    tile: tuple[float, float]
+    """``(width, height)`` of a tile's footprint in level-0 pixels; seldom whole."""
+    stride: tuple[float, float]
+    """From one origin to the next, likewise."""
+
+    def __len__(self) -> int:
+        return self.columns * self.rows
+
+    def origins(self) -> NDArray[np.int32]:
+        """``(n, 2)`` level-0 (x, y) of every tile's top-left corner.
+
+        Each is rounded for itself, so no error builds up: off by half a level-0 pixel at most.
+        """
+        x = np.floor(np.arange(self.columns) * self.stride[0] + 0.5)
+        y = np.floor(np.arange(self.rows) * self.stride[1] + 0.5)
+        return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.int32)
+
+
+def lay_grid(slide_size: tuple[int, int], resolution: Resolution, spec: TileSpec) -> TileGrid:
+    """Cover a slide of ``(width, height)`` level-0 pixels with tiles."""
+    per_axis = [
+        (
+            footprint(spec.size_px, mpp=spec.mpp, slide_mpp=slide_mpp),
+            footprint(spec.size_px - spec.overlap_px, mpp=spec.mpp, slide_mpp=slide_mpp),
+        )
+        for slide_mpp in (resolution.x, resolution.y)
+    ]
+    counts = [
+        # 1e-6: a slide of exactly three tiles must not get a fourth by rounding.
+        max(1, math.ceil((length - (tile - stride)) / stride - 1e-6))
+        for length, (tile, stride) in zip(slide_size, per_axis, strict=True)
+    ]
+    (tile_x, stride_x), (tile_y, stride_y) = per_axis
+    return TileGrid(counts[0], counts[1], (tile_x, tile_y), (stride_x, stride_y))

@@ -1,0 +1,284 @@
+"""`TileStore`: one slide's tiles, and everything computed from them, in one Zarr v3 group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
+from tiling.grid import TileSpec
+from tiling.output import Output
+from wsi.durable import make_folder, write_file
+from wsi.errors import DamagedError, RecipeError, UsageError
+
+ZARR_FOLDER = "store.zarr"
+_GROUP = canonical({"attributes": {}, "zarr_format": 3, "node_type": "group"})
+
+
+class TileStore:
+    """One slide's results in an output folder. Reads committed items only.
+
+    Items, by name: ``"tiles"``, ``"features/<encoder>"``, ``"scores/<model>"`` (in the Zarr group),
+    ``"tissue"``, ``"heatmaps/<model>"`` (files beside it).
+
+    Parameters
+    ----------
+    output
+        The output folder. Writing needs its lock, reading does not.
+    slide_id
+        Name of the slide; see `tiling.output.name_slides`.
+
+    Raises
+    ------
+    UsageError
+        The id cannot be a folder name.
+    """
+
+    def __init__(self, output: Output, slide_id: str) -> None:
+        self.output = output
+        self.folder = output.slide_folder(slide_id)
+        self.slide_id = self.folder.name
+
+    def __repr__(self) -> str:
+        return f"<TileStore {self.slide_id!r} in {str(self.output.root)!r}>"
+
+    # Items -----------------------------------------------------------------------------------------------
+
+    def path(self, item: str) -> Path:
+        """Folder of an item, whether it is there or not."""
+        in_zarr = item.split("/")[0] in {"tiles", "features", "scores"}
+        return self.folder / ZARR_FOLDER / item if in_zarr else self.folder / item
+
+    def find(self, item: str) -> Commit | None:
+        """The item's commit, or None; `DamagedError` where its files are not as committed."""
+        return read_commit(self.path(item))
+
+    def require(self, item: str) -> Commit:
+        """The item's commit; `UsageError` says which step makes it where it is not there."""
+        commit = self.find(item)
+        if commit is None:
+            step = {"tiles": "tile", "features": "encode", "scores": "predict"}.get(item.split("/")[0], "run")
+            raise UsageError(
+                f"slide {self.slide_id!r} has no {item} in this output",
+                path=self.output.root,
+                action=f"Run 'microtome {step}' first",
+            )
+        return commit
+
+    def begin(self, item: str, recipe: Mapping[str, Any]) -> Draft | None:
+        """Start or go on making an item; None where this recipe already made it.
+
+        Raises
+        ------
+        RecipeError
+            Another recipe made what is there. Nothing is overwritten unless asked.
+        DamagedError
+            What is there is damaged; see `mend`.
+        """
+        commit = self.find(item)
+        if commit is not None:
+            if commit.recipe == recipe:
+                return None
+            raise RecipeError(
+                f"{item} of slide {self.slide_id!r} was made with {_difference(commit.recipe, recipe)}",
+                path=self.output.root,
+                action="Use the same settings, another -o, or --overwrite to replace it",
+            )
+        path = self.path(item)
+        self._make_groups(path.parent)
+        return begin(path, recipe, work=self.output.work)
+
+    def mend(self, item: str, *, recipe: Mapping[str, Any] | None = None) -> Path | None:
+        """Clear the way for `begin`: a damaged item is set aside; its new place is returned.
+
+        With a `recipe`, a sound item of another recipe is deleted as well (``--overwrite``).
+        """
+        try:
+            commit = self.find(item)
+        except DamagedError:
+            return self.output.set_aside(self.path(item))
+        if commit is not None and recipe is not None and commit.recipe != recipe:
+            self.output.discard(self.path(item))
+        return None
+
+    def _make_groups(self, folder: Path) -> None:
+        """Zarr group metadata on the way down to an item, each written whole."""
+        make_folder(folder)
+        root = self.folder / ZARR_FOLDER
+        while folder.is_relative_to(root):
+            if not (folder / "zarr.json").exists():
+                write_file(folder / "zarr.json", _GROUP)
+            folder = folder.parent
+
+    # Tiles -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tiles(self) -> Commit:
+        """Commit of the tiles: recipe and record; `UsageError` where there are none."""
+        return self.require("tiles")
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What was found when the slide was cut: size, resolution, stain, counts, versions."""
+        return self.tiles.record
+
+    @property
+    def spec(self) -> TileSpec:
+        """Size, resolution and overlap of the tiles."""
+        return TileSpec(**self.tiles.recipe["spec"])
+
+    @cached_property
+    def origins(self) -> NDArray[np.int32]:
+        """``(n, 2)`` level-0 (x, y) of each tile's top-left corner, in raster order."""
+        return np.asarray(self._array("tiles", "origins")[:], np.int32)
+
+    @cached_property
+    def tissue(self) -> NDArray[np.float32]:
+        """``(n,)`` share of each tile that is tissue."""
+        return np.asarray(self._array("tiles", "tissue")[:], np.float32)
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def shards(self) -> list[slice]:
+        """Row ranges of the shards: the unit in which tiles are cut, encoded and resumed."""
+        step = int(self.tiles.recipe["tiles_per_shard"])
+        return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
+
+    def read_pixels(self, rows: slice) -> NDArray[np.uint8]:
+        """``(k, size, size, 3)`` uint8 RGB of a range of tiles, normalised as the recipe says.
+
+        Raises
+        ------
+        DamagedError
+            A shard is gone or cut, or its checksum does not fit.
+        """
+        array = self._array("tiles", "pixels")
+        return np.asarray(self._checked_read(array, "tiles", rows), np.uint8)
+
+    def lazy_pixels(self) -> Any:
+        """All tiles as a dask array, a chunk per shard, read through `read_pixels`."""
+        import dask.array as da  # here: only who asks for it pays for the import
+
+        size = self.spec.size_px
+        blocks = [
+            da.from_delayed(
+                dask_delayed(self.read_pixels)(rows), (rows.stop - rows.start, size, size, 3), np.uint8
+            )
+            for rows in self.shards()
+        ]
+        return da.concatenate(blocks)
+
+    # What was computed from them -------------------------------------------------------------------------
+
+    def features(self, encoder: str) -> NDArray[np.float16]:
+        """``(n, d)`` float16, one row a tile, by the encoder of that key."""
+        item = f"features/{encoder}"
+        self._require_current(item)
+        return np.asarray(self._checked_read(self._array(item), item, slice(None)), np.float16)
+
+    def scores(self, model: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """``(n, classes)`` tile scores and ``(n,)`` attention, by the model of that key."""
+        item = f"scores/{model}"
+        self._require_current(item)
+        return (
+            np.asarray(self._array(item, "scores")[:], np.float32),
+            np.asarray(self._array(item, "attention")[:], np.float32),
+        )
+
+    def _require_current(self, item: str) -> None:
+        """Refuse numbers that were computed from tiles that are no longer these."""
+        commit = self.require(item)
+        if commit.recipe["tiles"] != self.tiles.digest:
+            raise RecipeError(
+                f"{item} of slide {self.slide_id!r} was computed from other tiles than are there now",
+                path=self.output.root,
+                action="Run the step that made it again with --overwrite",
+            )
+
+    def _array(self, item: str, name: str = "") -> zarr.Array[Any]:
+        commit = self.find(item)  # a stat of every file: no hole can be read as zeros
+        if commit is None:
+            self.require(item)
+        return zarr.open_array(self.path(item) / name if name else self.path(item), mode="r")
+
+    def _checked_read(self, array: zarr.Array[Any], item: str, rows: slice) -> NDArray[Any]:
+        try:
+            return np.asarray(array[rows])
+        except (ValueError, OSError, RuntimeError) as error:  # codecs report a bad checksum in any of these
+            raise damaged(self.path(item), f"rows {rows.start} to {rows.stop}: {error}") from error
+
+
+def dask_delayed(function: Any) -> Any:
+    """`dask.delayed` without hashing the arguments: the name need not be reproducible."""
+    import dask
+
+    return dask.delayed(function, pure=False)
+
+
+def make_array(
+    draft: Draft,
+    name: str,
+    *,
+    shape: tuple[int, ...],
+    rows_per_file: int,
+    dtype: type[np.generic],
+    fill: float,
+) -> zarr.Array[Any]:
+    """Create one array of an item, first axis = tiles.
+
+    A chunk is one tile where a row is large (pixels), so that one can be read alone; files hold
+    `rows_per_file` rows and each is written once, by one writer. `fill` must be a value that real data do
+    not have (NaN; 255): a hole then shows. Every chunk carries a checksum.
+    """
+    row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    per_tile = row_bytes >= 1 << 14
+    return zarr.create_array(
+        store=os.fspath(draft.folder),
+        name=name or None,
+        shape=shape,
+        chunks=(1 if per_tile else rows_per_file, *shape[1:]),
+        shards=(rows_per_file, *shape[1:]) if per_tile else None,
+        dtype=dtype,
+        fill_value=fill,
+        compressors=ZstdCodec(level=1, checksum=True),
+        config={"write_empty_chunks": True},  # a missing file is then always damage
+    )
+
+
+def write_group(draft: Draft, *, attributes: Mapping[str, Any]) -> None:
+    """Make the item a Zarr group; `attributes` tell any Zarr reader what it holds."""
+    content = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+    write_file(draft.folder / "zarr.json", canonical(content))
+
+
+def shard_file(draft: Draft, name: str, index: int, *, dimensions: int) -> Path:
+    """The file that holds shard `index` along the first axis of an array made by `make_array`."""
+    return draft.folder / name / "c" / str(index) / "/".join(["0"] * (dimensions - 1))
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """The first settings that differ, for a message."""
+    parts = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            parts.append(_difference(before, after, f"{prefix}{key}."))
+        else:
+            parts.append(f"{prefix}{key} {_short(before)}, not {_short(after)}")
+    return "; ".join(parts[:3])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,100 @@
+"""`survey_slide`: find a slide's tissue, and commit what a person wants to look at before anything is cut."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.commit import damaged
+from tiling.identity import identify
+from tiling.store import TileStore
+from tiling.versions import versions
+from wsi.durable import write_file
+from wsi.errors import OutputError
+from wsi.slide import Slide
+from wsi.tissue import TISSUE_MPP, TissueMask, TissueMethod, segment
+
+THUMBNAIL, MASK, OUTLINE = "thumbnail.png", "mask.png", "outline.jpg"
+
+
+def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> TissueMask:
+    """Find tissue once, commit the thumbnail, the mask and the outline, and return the mask.
+
+    Where the same recipe already did, the committed mask is returned and the slide is not read.
+
+    Raises
+    ------
+    SlideError, ResolutionError
+        The slide cannot be read, or states no scale.
+    RecipeError, DamagedError
+        See `TileStore.begin`.
+    """
+    identity = identify(slide.path)
+    resolution = slide.require_resolution()
+    mpp = max(TISSUE_MPP, resolution.x, resolution.y)  # a slide coarser than that is taken as it is
+    draft = store.begin(
+        "tissue",
+        {
+            "step": "tissue",
+            "slide": asdict(identity),
+            "resolution": asdict(resolution),
+            "mpp": mpp,
+            "method": {"name": type(method).__name__, **asdict(method)},
+        },
+    )
+    if draft is None:
+        return read_mask(store)
+    thumbnail = slide.thumbnail(mpp)
+    scale_x, scale_y = slide.scale(mpp)
+    mask = TissueMask(
+        mask=segment(thumbnail, mpp=mpp, method=method), scale_x=scale_x, scale_y=scale_y, mpp=mpp
+    )
+    write_file(draft.folder / THUMBNAIL, _encode(".png", thumbnail[..., ::-1]))
+    write_file(draft.folder / MASK, _encode(".png", mask.mask.astype(np.uint8) * 255))
+    write_file(draft.folder / OUTLINE, _encode(".jpg", mask.look(thumbnail)[..., ::-1]))
+    draft.publish(
+        {
+            "scale": [scale_x, scale_y],
+            "mpp": mpp,
+            "tissue_mm2": round(mask.area_mm2, 4),
+            "tissue_share": round(float(mask.mask.mean()), 4),
+            "backend": slide.backend,
+            "versions": versions(),
+        }
+    )
+    return mask
+
+
+def read_mask(store: TileStore) -> TissueMask:
+    """The committed tissue mask of a slide."""
+    record = store.require("tissue").record
+    pixels = _decode(store.path("tissue") / MASK, cv2.IMREAD_GRAYSCALE)
+    scale_x, scale_y = record["scale"]
+    return TissueMask(mask=pixels > 0, scale_x=scale_x, scale_y=scale_y, mpp=record["mpp"])
+
+
+def read_thumbnail(store: TileStore) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """The committed thumbnail, ``(h, w, 3)`` uint8 RGB, and its level-0 pixels per pixel along x and y."""
+    record = store.require("tissue").record
+    pixels = _decode(store.path("tissue") / THUMBNAIL, cv2.IMREAD_COLOR)
+    scale_x, scale_y = record["scale"]
+    return np.ascontiguousarray(pixels[..., ::-1]), (scale_x, scale_y)
+
+
+def _encode(suffix: str, image: NDArray[Any]) -> bytes:
+    done, data = cv2.imencode(suffix, image)
+    if not done:
+        raise OutputError(f"an image of {image.shape} could not be encoded as {suffix}")
+    return data.tobytes()
+
+
+def _decode(path: Path, flags: int) -> NDArray[np.uint8]:
+    image = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    if image is None:
+        raise damaged(path.parent, f"{path.name} cannot be decoded")
+    return np.asarray(image, np.uint8)

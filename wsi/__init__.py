@@ -1,0 +1,1 @@
+"""Slides: opening, checking, reading by microns per pixel, and finding tissue."""

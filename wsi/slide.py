@@ -1,0 +1,300 @@
+"""`Slide`: one file, read by position and microns per pixel."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi.backends import Backend, OpenSlideBackend, TiffSlideBackend
+from wsi.errors import ResolutionError, SlideError
+from wsi.geometry import Level, Region, Resolution
+from wsi.preflight import FileFacts, check_file
+from wsi.resample import area_resample
+from wsi.resolution import find_resolution, objective_power, resolution_of_power
+
+UPSAMPLING_TOLERANCE = 0.05
+"""A slide of 0.502 µm serves a request for 0.5; one of 0.6 µm does not: detail cannot be invented."""
+_BLOCK_PIXELS = 4096 * 4096
+"""Source pixels read at a time: 64 MiB of RGBA, whatever the slide's size."""
+
+_log = logging.getLogger(__name__)
+
+
+class Slide:
+    """A whole slide, opened for reading.
+
+    Parameters
+    ----------
+    path
+        The slide file; for MIRAX the ``.mrxs``, for DICOM any file of the series.
+    mpp
+        Microns per level-0 pixel to use instead of what the file states.
+    trust_objective
+        Where the file states no microns per pixel, take the nominal figure of its objective power.
+
+    Raises
+    ------
+    SlideError
+        The file is missing, damaged or of an unknown format.
+    ResolutionError
+        It states an absurd resolution, and no `mpp` is given.
+
+    Examples
+    --------
+    >>> with Slide("slide.svs") as slide:                              # doctest: +SKIP
+    ...     tile = slide.read(10_000, 8_000, size=(256, 256), mpp=0.5)  # (256, 256, 3) uint8
+    """
+
+    def __init__(self, path: str | Path, *, mpp: float | None = None, trust_objective: bool = False) -> None:
+        self.path = Path(path)
+        self._options: dict[str, Any] = {"mpp": mpp, "trust_objective": trust_objective}
+        self._open()
+
+    def _open(self) -> None:
+        facts = check_file(self.path)
+        self._backend = _open_backend(self.path, facts)
+        try:
+            self.resolution = self._find_resolution(facts)
+        except BaseException:
+            self._backend.close()
+            raise
+
+    def _find_resolution(self, facts: FileFacts) -> Resolution | None:
+        override = self._options["mpp"]
+        try:
+            if override is not None:
+                return Resolution(override, override, source="override")
+            found = find_resolution(self.properties, description=facts.description)
+        except ValueError as error:
+            raise ResolutionError(
+                str(error), path=self.path, action="Pass the true microns per pixel with --mpp-override"
+            ) from error
+        power = objective_power(self.properties)
+        if found is None and power and self._options["trust_objective"]:
+            found = resolution_of_power(power)
+        if found and found.anisotropy > 0.01:
+            _log.warning("%s: mpp differs between x (%g) and y (%g)", self.path, found.x, found.y)
+        return found
+
+    # What the slide is -----------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(width, height)`` in level-0 pixels."""
+        return self.levels[0].width, self.levels[0].height
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The pyramid, finest first."""
+        return self._backend.levels
+
+    @property
+    def backend(self) -> str:
+        """Which library reads this slide."""
+        return self._backend.name
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """The file's own metadata."""
+        return self._backend.properties
+
+    @property
+    def associated(self) -> tuple[str, ...]:
+        """Names of the label, macro and thumbnail images in the file."""
+        return self._backend.associated
+
+    @property
+    def bounds_origin(self) -> tuple[int, int]:
+        """Top-left corner of the scanned area, level-0: where QuPath puts its (0, 0)."""
+        x, y = (self.properties.get(f"openslide.bounds-{axis}", "0") for axis in "xy")
+        return int(x), int(y)
+
+    def require_resolution(self) -> Resolution:
+        """The resolution, or `ResolutionError` with what to pass."""
+        if self.resolution is not None:
+            return self.resolution
+        action = "Pass them with --mpp-override"
+        if power := objective_power(self.properties):
+            nominal = resolution_of_power(power).mpp
+            action += f"; its objective power {power:g} suggests about {nominal:g} (--trust-objective)"
+        raise ResolutionError(
+            "the file states no microns per pixel, so nothing can be read at a known scale",
+            path=self.path,
+            action=action,
+        )
+
+    # Pixels ----------------------------------------------------------------------------------------------
+
+    def read(self, x: float, y: float, *, size: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+        """Read pixels at a physical scale, each the mean of what lies under it.
+
+        Parameters
+        ----------
+        x, y
+            Top-left corner, level-0 pixels. The region may overhang the slide: white comes back there.
+        size
+            ``(width, height)`` of the result in pixels.
+        mpp
+            Microns per pixel of the result.
+
+        Returns
+        -------
+        ``(height, width, 3)`` uint8 RGB.
+
+        Raises
+        ------
+        ResolutionError
+            The slide states no resolution, or is coarser than `mpp`.
+        SlideError
+            The pixels cannot be decoded.
+
+        Notes
+        -----
+        Pixels come from the coarsest level that is at least as fine as asked, area-averaged: never
+        interpolated from fewer pixels, beyond `UPSAMPLING_TOLERANCE`.
+        """
+        scale_x, scale_y = self.scale(mpp)
+        region = Region(x, y, size[0] * scale_x, size[1] * scale_y)
+        level = self._level_for(scale_x, scale_y)
+        return self._read_region(region, size, level)
+
+    def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
+        """The whole slide at `mpp`: ``(height, width, 3)`` uint8, corner on corner, overhang white.
+
+        The size is the slide's, rounded up; memory is that of the result and of one block.
+        """
+        scale_x, scale_y = self.scale(mpp)
+        width, height = math.ceil(self.size[0] / scale_x), math.ceil(self.size[1] / scale_y)
+        level = self._level_for(scale_x, scale_y)
+        here = self.levels[level]
+        # Blocks of whole output pixels, so that block borders leave no trace.
+        step_x = scale_x / here.downsample_x
+        rows = max(1, int(_BLOCK_PIXELS / (width * step_x) / (scale_y / here.downsample_y)))
+        columns = width if rows > 1 else max(1, int(_BLOCK_PIXELS / step_x))
+        image = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                w, h = min(columns, width - left), min(rows, height - top)
+                region = Region(left * scale_x, top * scale_y, w * scale_x, h * scale_y)
+                image[top : top + h, left : left + w] = self._read_region(region, (w, h), level)
+        return image
+
+    def scale(self, mpp: float) -> tuple[float, float]:
+        """Level-0 pixels per pixel at `mpp`, along x and y; `ResolutionError` where that up-samples."""
+        resolution = self.require_resolution()
+        scale_x, scale_y = mpp / resolution.x, mpp / resolution.y
+        if min(scale_x, scale_y) < 1 - UPSAMPLING_TOLERANCE:
+            raise ResolutionError(
+                f"the scan has {resolution.mpp:.4g} µm per pixel, and {mpp:g} were asked for: "
+                "that would invent detail",
+                path=self.path,
+                action=f"Ask for --mpp {math.ceil(resolution.mpp * 100) / 100:g} or more",
+            )
+        return scale_x, scale_y
+
+    def _level_for(self, scale_x: float, scale_y: float) -> int:
+        """The coarsest level that is no coarser than asked (1 % for ratios such as 4.0027)."""
+        fine = [
+            i
+            for i, level in enumerate(self.levels)
+            if level.downsample_x <= scale_x * 1.01 and level.downsample_y <= scale_y * 1.01
+        ]
+        return max(fine, key=lambda i: self.levels[i].downsample_x, default=0)
+
+    def _read_region(self, region: Region, size: tuple[int, int], level: int) -> NDArray[np.uint8]:
+        """Cut the region out of one level: whole level pixels around it, then the exact average."""
+        here = self.levels[level]
+        across = _span(region.x, region.right, here.downsample_x, here.width)
+        down = _span(region.y, region.bottom, here.downsample_y, here.height)
+        if across.count <= 0 or down.count <= 0:  # all of it overhangs
+            return np.full((size[1], size[0], 3), 255, np.uint8)
+        pixels = self._backend.read_level(level, across.first, down.first, (across.count, down.count))
+        if across.before or across.after or down.before or down.after:
+            margins = ((down.before, down.after), (across.before, across.after), (0, 0))
+            pixels = np.pad(pixels, margins, constant_values=255)
+        window = Region(
+            across.offset, down.offset, region.width / here.downsample_x, region.height / here.downsample_y
+        )
+        return area_resample(pixels, window, size)
+
+    # The resource ----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release the file."""
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The recipe, not the handle: a worker opens the file for itself.
+        return {"path": self.path, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self._options = state["path"], state["options"]
+        self._open()
+
+    def __repr__(self) -> str:
+        mpp = f"{self.resolution.mpp:.4g} µm/px" if self.resolution else "no mpp"
+        return f"<Slide {self.path.name!r} {self.size[0]} x {self.size[1]}, {mpp}, {self.backend}>"
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Along one axis: which level pixels to read for a region, and where it starts in them."""
+
+    first: int
+    """First level pixel to read."""
+    count: int
+    """How many to read; all lie on the level."""
+    before: int
+    """White pixels to add in front, for what overhangs."""
+    after: int
+    """The same behind."""
+    offset: float
+    """The region's edge, in pixels of what was read and padded."""
+
+
+def _span(start: float, stop: float, downsample: float, length: int) -> _Span:
+    """Cover the level-0 interval [start, stop) with whole pixels of a level that has `length` of them."""
+    wanted_first, wanted_stop = math.floor(start / downsample + 1e-9), math.ceil(stop / downsample - 1e-9)
+    first, last = max(wanted_first, 0), min(wanted_stop, length)
+    return _Span(
+        first, last - first, first - wanted_first, wanted_stop - last, start / downsample - wanted_first
+    )
+
+
+def _open_backend(path: Path, facts: FileFacts) -> Backend:
+    """The first reader that opens the file.
+
+    OpenSlide sees only the base of a pyramid kept in SubIFDs (OME-TIFF), so tiffslide goes first there.
+    """
+    order: list[type[OpenSlideBackend] | type[TiffSlideBackend]] = [OpenSlideBackend, TiffSlideBackend]
+    if facts.container != "tiff":
+        order = [OpenSlideBackend]
+    elif facts.subifds:
+        order.reverse()
+    refusals = []
+    for backend in order:
+        try:
+            return backend(path)
+        except SlideError as error:
+            refusals.append(error.reason)
+    raise SlideError(
+        "; ".join(refusals),
+        path=path,
+        action="Check that it is a slide in a format that OpenSlide or tiffslide reads, and re-copy it",
+    )

@@ -1,0 +1,291 @@
+"""Where the tissue is: `find_tissue(slide)` gives a `TissueMask`.
+
+The default method thresholds hue, lightness and saturation (HLS) *relative to the glass*. In short:
+
+1. the colour of the glass is estimated and divided out, so that glass is white whatever the lamp;
+2. what is darker than glass, and not black, is a candidate: lightness finds pale tissue that has hardly
+   any colour, which saturation alone cannot (it is unstable near white);
+3. holes are filled and specks dropped by area;
+4. a piece stays if enough of it is coloured: dust, fibres and scratches are grey. Pen is dropped where its
+   colour is one that the stain does not have.
+
+Everything works on one thumbnail at `TISSUE_MPP`; all lengths are in microns and all areas in µm², so that
+a mask at another resolution finds the same tissue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wsi.slide import Slide
+
+TISSUE_MPP = 8.0
+"""Microns per pixel of the thumbnail that tissue is sought on: an 80,000 px slide becomes 2,500 px."""
+GLASS_SHARE = 0.005
+"""With less of the thumbnail than this looking like glass, none is visible, and white is taken for it."""
+STAIN_SHARE = 0.3
+"""A pen's colour that covers more of the candidates than this is the stain's own, not a pen's."""
+
+Mask = NDArray[np.bool_]
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanUp:
+    """What is done to a raw mask, in physical units: close, fill holes, open, drop specks."""
+
+    close_radius_um: float = 20.0
+    """Gaps up to twice this wide are closed: fat is a net of thin walls."""
+    open_radius_um: float = 8.0
+    """Threads narrower than twice this are dropped."""
+    min_area_um2: float = 16_000.0
+    """Smaller pieces are dropped; a tile of 256 px at 0.5 mpp covers 16,384 µm²."""
+    max_hole_um2: float = 60_000.0
+    """Enclosed holes up to this area are filled: lumina, alveoli, fat cells (a disc of 280 µm)."""
+
+    def __post_init__(self) -> None:
+        for name in ("close_radius_um", "open_radius_um", "min_area_um2", "max_hole_um2"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}, and must be a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HlsThresholds(CleanUp):
+    """Tissue by lightness and saturation relative to the glass; the default.
+
+    Lightness, saturation and chroma (largest minus smallest channel) are on OpenCV's 8-bit scale, 0 to 255,
+    after the glass was brought to white.
+    """
+
+    glass_lightness: int = 180
+    """Glass is sought among pixels with no channel below this."""
+    glass_chroma: int = 16
+    """Glass is sought among pixels with no more chroma than this: a tinted lamp, not pale tissue."""
+    max_lightness: int = 244
+    """Lighter pixels are glass."""
+    halo: float = 0.1
+    """Stray light darkens the glass beside tissue by up to this share of the tissue's median darkness;
+    on deeply stained slides this lowers `max_lightness`."""
+    black_lightness: int = 50
+    """Darker pixels without colour are never tissue: scan edges, black pen."""
+    black_chroma: int = 24
+    """The chroma below which a dark pixel has no colour."""
+    min_saturation: int = 20
+    """A pixel with less is grey."""
+    min_chroma: int = 3
+    """A pixel with less is grey too: near white saturation says nothing."""
+    colour_sigma_um: float = 16.0
+    """Saturation and chroma are measured after a Gaussian blur of this sigma: JPEG quantises pale colour."""
+    min_coloured: float = 0.3
+    """A piece with a smaller coloured share is dust, fibre or scratch. Grey parts of coloured pieces stay:
+    counterstained tissue can be as grey as dust."""
+    drop_pen: bool = True
+    """Drop green pen, and pieces that are blue or red pen (see `PENS`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaturationOtsu(CleanUp):
+    """Tissue by Otsu's threshold on the median-filtered saturation (HSV); the alternative.
+
+    It takes the threshold from the slide: good on evenly stained sections, and wrong where one strong
+    colour sets it, on blank slides, and where no glass is visible.
+
+    References
+    ----------
+    N. Otsu, "A threshold selection method from gray-level histograms", IEEE SMC 9 (1979).
+    """
+
+    median_um: float = 56.0
+    """Width of the median filter."""
+    min_saturation: int = 8
+    """The threshold never falls below this: a blank slide has no tissue."""
+
+
+TissueMethod = HlsThresholds | SaturationOtsu
+
+
+@dataclass(frozen=True, slots=True)
+class Pen:
+    """A marker's colour: hues (OpenCV, 0 to 180; wraps where `hue_from` > `hue_to`) at a least chroma."""
+
+    hue_from: int
+    hue_to: int
+    chroma: int
+    over_tissue: bool
+    """Whether single pixels can be told from tissue, or only whole pieces."""
+
+    def pixels(self, hue: Image, chroma: Image) -> Mask:
+        """Which pixels have the colour."""
+        above, below = hue >= self.hue_from, hue <= self.hue_to
+        within = above & below if self.hue_from <= self.hue_to else above | below
+        return within & (chroma >= self.chroma)
+
+
+PENS = (
+    Pen(38, 96, 40, over_tissue=True),  # green: no common stain comes near (the sections measured: none)
+    Pen(96, 125, 90, over_tissue=False),  # blue: Giemsa and aniline blue have it, haematoxylin does not
+    Pen(173, 8, 140, over_tissue=False),  # red: eosin and blood reach a chroma of 130
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TissueMask:
+    """Which part of a slide is tissue."""
+
+    mask: Mask
+    """``(rows, columns)`` bool; pixel (0, 0) has its corner at level-0 (0, 0)."""
+    scale_x: float
+    """Level-0 pixels per mask pixel along x."""
+    scale_y: float
+    """The same along y."""
+    mpp: float
+    """Microns per mask pixel."""
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim != 2 or self.mask.dtype != np.bool_ or self.mask.size == 0:
+            raise ValueError(f"a tissue mask is a 2-D bool array, got {self.mask.dtype} {self.mask.shape}")
+        if not (self.scale_x > 0 and self.scale_y > 0 and self.mpp > 0):
+            raise ValueError(f"scales must be positive: {self.scale_x}, {self.scale_y}, {self.mpp} mpp")
+
+    @property
+    def area_mm2(self) -> float:
+        """Area of the tissue in mm²."""
+        return float(np.count_nonzero(self.mask)) * self.mpp**2 / 1e6
+
+    def fraction(self, origins: ArrayLike, *, width: float, height: float) -> NDArray[np.float32]:
+        """The share of each rectangle that is tissue, exactly.
+
+        Parameters
+        ----------
+        origins
+            ``(n, 2)`` level-0 (x, y) of the top-left corners.
+        width, height
+            Size of every rectangle in level-0 pixels; fractions are allowed.
+
+        Returns
+        -------
+        ``(n,)`` float32, 0 to 1. What lies outside the mask counts as background.
+        """
+        corners = np.asarray(origins, np.float64)
+        if corners.ndim != 2 or corners.shape[1] != 2:
+            raise ValueError(f"origins must have the shape (n, 2), got {corners.shape}")
+        if not (width > 0 and height > 0):
+            raise ValueError(f"a rectangle needs a positive size, got {width:g} x {height:g}")
+        total = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
+        np.cumsum(np.cumsum(self.mask, axis=0, dtype=np.float64), axis=1, out=total[1:, 1:])
+        left, top = corners[:, 0] / self.scale_x, corners[:, 1] / self.scale_y
+        right, bottom = (corners[:, 0] + width) / self.scale_x, (corners[:, 1] + height) / self.scale_y
+        tissue = _at(total, bottom, right) - _at(total, top, right)
+        tissue -= _at(total, bottom, left) - _at(total, top, left)
+        share = tissue * (self.scale_x * self.scale_y / (width * height))
+        return np.clip(share, 0, 1).astype(np.float32)
+
+    def outline(self) -> list[NDArray[np.float64]]:
+        """The mask's border as rings along its pixels' edges.
+
+        Returns
+        -------
+        A list of ``(k, 2)`` float64 level-0 (x, y), the last point repeating the first. No ring meets itself.
+        Tissue lies to the right of the way: on screen, outer rings run clockwise and holes the other way,
+        so that the signed areas (shoelace formula) add up to the area of the tissue.
+        """
+        return [ring * (self.scale_x, self.scale_y) for ring in _rings(self.mask)]
+
+    def look(self, thumbnail: Image) -> Image:
+        """The thumbnail (of any size) with the outline drawn: ``(h, w, 3)`` uint8."""
+        picture = np.ascontiguousarray(thumbnail).copy()
+        rows, columns = self.mask.shape
+        scale = (picture.shape[1] / columns, picture.shape[0] / rows)
+        # OpenCV counts from pixel centres, in sixteenths of a pixel.
+        rings = [np.rint((ring * scale - 0.5) * 16).astype(np.int32) for ring in _rings(self.mask)]
+        thickness = max(1, round(max(picture.shape[:2]) / 600))
+        cv2.polylines(picture, rings, True, (0, 160, 0), thickness, cv2.LINE_AA, 4)
+        return picture
+
+
+def find_tissue(
+    slide: Slide, method: TissueMethod = HlsThresholds(), *, mpp: float = TISSUE_MPP
+) -> TissueMask:
+    """Find the tissue on a slide.
+
+    Raises
+    ------
+    ResolutionError
+        The slide states no microns per pixel, or is coarser than `mpp`.
+    SlideError
+        The slide cannot be decoded.
+    """
+    scale_x, scale_y = slide.scale(mpp)
+    mask = segment(slide.thumbnail(mpp), mpp=mpp, method=method)
+    return TissueMask(mask=mask, scale_x=scale_x, scale_y=scale_y, mpp=mpp)
+
+
+def segment(thumbnail: Image, *, mpp: float, method: TissueMethod) -> Mask:
+    """Tissue on a thumbnail: ``(h, w, 3)`` uint8 RGB at `mpp` microns per pixel to ``(h, w)`` bool."""
+    if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
+        raise ValueError(
+            f"a thumbnail is (h, w, 3) uint8, got {thumbnail.shape} {thumbnail.dtype}"
+        )
+    if isinstance(method, SaturationOtsu):
+        return _by_otsu(thumbnail, mpp, method)
+    return _by_hls(thumbnail, mpp, method)
+
+
+def glass_colour(thumbnail: Image, method: HlsThresholds = HlsThresholds()) -> NDArray[np.float64] | None:
+    """The glass: per channel the mode of bright pixels of low chroma, ``(3,)`` RGB; None where none is seen.
+
+    Pure white is left out: it is padding of what was not scanned, or glass that needs no correction.
+    """
+    lowest = thumbnail.min(axis=2)
+    chroma = thumbnail.max(axis=2) - lowest
+    glass = thumbnail[(lowest >= method.glass_lightness) & (lowest < 255) & (chroma <= method.glass_chroma)]
+    if len(glass) < GLASS_SHARE * lowest.size:
+        return None
+    # Summed over five neighbours: JPEG leaves combs in a histogram of nearly constant pixels.
+    counts = [np.convolve(np.bincount(channel, minlength=256), np.ones(5), "same") for channel in glass.T]
+    return np.array([np.argmax(count) for count in counts], np.float64)
+
+
+def _by_hls(thumbnail: Image, mpp: float, method: HlsThresholds) -> Mask:
+    glass = glass_colour(thumbnail, method)
+    if glass is None and np.median(thumbnail) < method.black_lightness:
+        return np.zeros(thumbnail.shape[:2], np.bool_)  # black, or fluorescence: not a brightfield scan
+    relative = _relative(thumbnail, glass)
+    hue, lightness, _ = cv2.split(cv2.cvtColor(relative, cv2.COLOR_RGB2HLS))
+    chroma = _chroma(relative)
+
+    black = (lightness < method.black_lightness) & (chroma < method.black_chroma)
+    candidates = (lightness <= method.max_lightness) & ~black
+    if not candidates.any():
+        return candidates
+    darkness = 255 - float(np.median(lightness[candidates]))
+    candidates &= lightness <= 255 - method.halo * darkness
+
+    pens = [pen.pixels(hue, chroma) & candidates for pen in PENS] if method.drop_pen else []
+    pens = [pen if pen.sum() < STAIN_SHARE * candidates.sum() else np.zeros_like(pen) for pen in pens]
+    for pen, pixels in zip(PENS, pens, strict=False):
+        if pen.over_tissue:  # and the pale fringe of the stroke with it
+            candidates &= ~_morph(pixels, cv2.MORPH_DILATE, method.close_radius_um / mpp)
+
+    coloured = _coloured(relative, mpp, method) & candidates
+    # A dark pixel must show its colour: a trace of it is noise in the black.
+    coloured &= ~((lightness < 2 * method.black_lightness) & (chroma < method.black_chroma))
+    for pixels in pens:
+        coloured &= ~pixels
+    pieces = _clean(candidates, mpp, method)
+    return _keep_coloured(pieces, candidates, coloured, method.min_coloured)
+
+
+def _by_otsu(thumbnail: Image, mpp: float, method: SaturationOtsu) -> Mask:
+    saturation = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2HSV)[..., 1]
+    width = 2 * round(method.median_um / mpp / 2) + 1
+    saturation = cv2.medianBlur(saturation, min(width, 255))
+    threshold, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return _clean(saturation > max(threshold, method.min_saturation), mpp, method)
