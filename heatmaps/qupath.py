@@ -25,6 +25,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:tile")
 _THINNEST = 0.02
 """Pixels; a thinner tile could vanish on the 0.01 px grid that QuPath snaps coordinates to."""
 _CHUNK = 4096
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 _BUILT_IN = {
     "tumor": (200, 0, 0),
@@ -223,4 +224,4 @@ def _class_name(name: str) -> str:
 
 def _json(value: Any) -> bytes:
     """Strict JSON in ASCII: any name survives, whatever charset the reader's machine prefers."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")

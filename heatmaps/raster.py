@@ -14,8 +14,8 @@ _FINEST = 32.0
 _LONGEST = 4096
 """Heatmap pixels along the long side at most: this alone bounds memory, whatever the slide."""
 _ENOUGH = 0.25 * (1 - 1e-6)
-"""Covered share of a pixel (of a tile, where that is smaller) from which on the pixel is painted. A tile of
-at least one pixel covers at least half a pixel along each axis, wherever it lies, so no tile is ever lost."""
+"""A tile paints the pixels of which it covers this share (where tiles are smaller than pixels: this share of
+a tile). It covers half a pixel of some column and of some row wherever it lies, so no tile is ever lost."""
 _BAND_ROWS = 256
 _CHUNK_TILES = 16_384
 
@@ -72,9 +72,9 @@ def paint(
     """Paint one value per tile and channel on the tile's footprint.
 
     Each pixel is the mean of the tiles over it, weighted by the area of the pixel that each covers; a pixel
-    less than a quarter covered stays NaN, so an outline is at most 3/4 of a pixel out and a tile's centre at
-    most half a pixel. The pixel grid follows the stride: 1/32 of it, or the next power of two with which the
-    long side stays within 4096 pixels. The result takes at most 67 MB per channel, the work little more.
+    of which no tile covers a quarter stays NaN, so an outline is at most 3/4 of a pixel out and a tile's
+    centre at most half a pixel. The pixel grid follows the stride: 1/32 of it, or the next power of two with
+    which the long side stays within 4096 pixels. The result takes at most 67 MB per channel.
 
     Parameters
     ----------
@@ -190,6 +190,7 @@ def _paint_band(
     """Paint (n, 4) `boxes`, in pixels of the band, with (n,) `scores` into `band` (rows, columns)."""
     total = np.zeros(band.size)
     weight = np.zeros(band.size)
+    painted = np.zeros(band.size, bool)
     for first in range(0, len(boxes), _CHUNK_TILES):
         part = boxes[first : first + _CHUNK_TILES]
         score = scores[first : first + _CHUNK_TILES, None]
@@ -200,7 +201,7 @@ def _paint_band(
             area = down[:, step, None] * across  # (tiles, columns of a tile)
             np.add.at(weight, pixel, area.ravel())
             np.add.at(total, pixel, (area * score).ravel())
-    painted = weight >= enough
+            painted[pixel[area.ravel() >= enough]] = True
     band[painted.reshape(band.shape)] = total[painted] / weight[painted]
 
 

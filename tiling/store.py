@@ -17,7 +17,7 @@ from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
 from tiling.grid import TileSpec
 from tiling.output import Output
 from wsi.durable import make_folder, write_file
-from wsi.errors import DamagedError, RecipeError, UsageError
+from wsi.errors import RecipeError, UsageError
 
 ZARR_FOLDER = "store.zarr"
 _GROUP = canonical({"attributes": {}, "zarr_format": 3, "node_type": "group"})
@@ -81,7 +81,7 @@ class TileStore:
         RecipeError
             Another recipe made what is there. Nothing is overwritten unless asked.
         DamagedError
-            What is there is damaged; see `mend`.
+            What is there is damaged; see `tiling.ensure`.
         """
         commit = self.find(item)
         if commit is not None:
@@ -95,19 +95,6 @@ class TileStore:
         path = self.path(item)
         self._make_groups(path.parent)
         return begin(path, recipe, work=self.output.work)
-
-    def mend(self, item: str, *, recipe: Mapping[str, Any] | None = None) -> Path | None:
-        """Clear the way for `begin`: a damaged item is set aside; its new place is returned.
-
-        With a `recipe`, a sound item of another recipe is deleted as well (``--overwrite``).
-        """
-        try:
-            commit = self.find(item)
-        except DamagedError:
-            return self.output.set_aside(self.path(item))
-        if commit is not None and recipe is not None and commit.recipe != recipe:
-            self.output.discard(self.path(item))
-        return None
 
     def _make_groups(self, folder: Path) -> None:
         """Zarr group metadata on the way down to an item, each written whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,9 +102,9 @@ class TiffSlideBackend:
 
     def read_level(self, level: int, column: int, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """See `Backend`."""
-        # tiffslide multiplies level-0 positions by (level width / full width) and rounds down.
-        (full_width, full_height), (width, height) = (self._slide.level_dimensions[i] for i in (0, level))
-        x, y = -(-column * full_width // width), -(-row * full_height // height)
+        # tiffslide divides level-0 positions by its own ratio and rounds down: go up to the next whole one.
+        ratio = self._slide.level_downsamples[level]
+        x, y = (math.ceil(index * ratio - 1e-6) for index in (column, row))
         try:
             pixels = np.asarray(self._slide.read_region((x, y), level, size, as_array=True))
         except Exception as error:  # the same breadth as on opening

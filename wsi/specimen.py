@@ -126,7 +126,7 @@ def draw_specimen(rng: np.random.Generator, *, size: tuple[int, int], mpp: float
 
 
 def with_lesion(rng: np.random.Generator, specimen: Specimen) -> Specimen:
-    """Add one or two compact lesions that take 18 to 35 per cent of the tissue."""
+    """Add one or two compact lesions that take some 15 to 35 per cent of the tissue."""
     padded = np.pad(specimen.tissue, 1).astype(np.uint8)
     depth = np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1], np.float64)
     inner = depth >= 2
@@ -143,7 +143,7 @@ def with_lesion(rng: np.random.Generator, specimen: Specimen) -> Specimen:
 
 
 def draw_stains(rng: np.random.Generator) -> Stains:
-    """Draw the colours of one slide; laboratories differ in both the strengths and the hues of their stains."""
+    """Draw the colours of one slide: laboratories differ in the strength and in the hue of both stains."""
 
     def vector(reference: tuple[float, float, float], strength: float) -> npt.NDArray[np.float64]:
         tinted = np.clip(np.array(reference) + rng.normal(0, 0.045, 3), 0.02, None)
@@ -176,7 +176,7 @@ def paint(rng: np.random.Generator, specimen: Specimen, stains: Stains) -> Bytes
         for layer in (cv2.GaussianBlur(eosin * cover, (0, 0), 0.8), cv2.GaussianBlur(basic, (0, 0), 2))
     )
     blue = cv2.add(blue, _nuclei(streams[3], specimen, cover=cover, glands=glands))
-    pixels = stains.table()[(blue.astype(np.uint16) << 8) | pink]
+    pixels = stains.table()[blue.astype(np.uint16) * 256 + pink.astype(np.uint16)]
     grain = streams[4].integers(-2, 3, (height, width), np.int8)
     return np.asarray(cv2.add(pixels, cv2.merge([grain] * 3), dtype=cv2.CV_8U), np.uint8)
 

@@ -73,7 +73,7 @@ def write_slide(
     path
         ``.svs`` gives an Aperio-like file, ``.tif`` or ``.tiff`` a generic pyramidal TIFF.
     seed
-        Chooses tissue, stains and lesion. Outside the lesion, slides of one seed with and without it are the same.
+        Chooses tissue, stains and lesion. Outside its lesion, a slide is that of the same seed without one.
     lesion
         Whether to put a lesion into the tissue.
     size

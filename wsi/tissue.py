@@ -16,21 +16,22 @@ a mask at another resolution finds the same tissue.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsi.outline import rings
+from wsi.pen import disc, on_glass, pen_marks
 from wsi.slide import Slide
 
 TISSUE_MPP = 8.0
 """Microns per pixel of the thumbnail that tissue is sought on: an 80,000 px slide becomes 2,500 px."""
 GLASS_SHARE = 0.005
 """With less of the thumbnail than this looking like glass, none is visible, and white is taken for it."""
-STAIN_SHARE = 0.3
-"""A pen's colour that covers more of the candidates than this is the stain's own, not a pen's."""
+BLACK = 50
+"""Without glass, a thumbnail whose median is darker is no brightfield scan, and has no tissue."""
 
 Mask = NDArray[np.bool_]
 Image = NDArray[np.uint8]
@@ -44,8 +45,8 @@ class CleanUp:
     """Gaps up to twice this wide are closed: fat is a net of thin walls."""
     open_radius_um: float = 8.0
     """Threads narrower than twice this are dropped."""
-    min_area_um2: float = 16_000.0
-    """Smaller pieces are dropped; a tile of 256 px at 0.5 mpp covers 16,384 µm²."""
+    min_area_um2: float = 10_000.0
+    """Smaller pieces are dropped: specks under 100 µm square."""
     max_hole_um2: float = 60_000.0
     """Enclosed holes up to this area are filled: lumina, alveoli, fat cells (a disc of 280 µm)."""
 
@@ -70,11 +71,11 @@ class HlsThresholds(CleanUp):
     """Glass is sought among pixels with no more chroma than this: a tinted lamp, not pale tissue."""
     max_lightness: int = 244
     """Lighter pixels are glass."""
-    halo: float = 0.1
+    halo: float = 0.15
     """Stray light darkens the glass beside tissue by up to this share of the tissue's median darkness;
     on deeply stained slides this lowers `max_lightness`."""
-    black_lightness: int = 50
-    """Darker pixels without colour are never tissue: scan edges, black pen."""
+    black_lightness: int = 90
+    """Darker pixels without colour are scan edges, black pen or dust, unless tissue surrounds them."""
     black_chroma: int = 24
     """The chroma below which a dark pixel has no colour."""
     min_saturation: int = 20
@@ -87,7 +88,7 @@ class HlsThresholds(CleanUp):
     """A piece with a smaller coloured share is dust, fibre or scratch. Grey parts of coloured pieces stay:
     counterstained tissue can be as grey as dust."""
     drop_pen: bool = True
-    """Drop green pen, and pieces that are blue or red pen (see `PENS`)."""
+    """Drop green, blue and red pen where the stain has no such colour (see `wsi.pen`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,30 +110,6 @@ class SaturationOtsu(CleanUp):
 
 
 TissueMethod = HlsThresholds | SaturationOtsu
-
-
-@dataclass(frozen=True, slots=True)
-class Pen:
-    """A marker's colour: hues (OpenCV, 0 to 180; wraps where `hue_from` > `hue_to`) at a least chroma."""
-
-    hue_from: int
-    hue_to: int
-    chroma: int
-    over_tissue: bool
-    """Whether single pixels can be told from tissue, or only whole pieces."""
-
-    def pixels(self, hue: Image, chroma: Image) -> Mask:
-        """Which pixels have the colour."""
-        above, below = hue >= self.hue_from, hue <= self.hue_to
-        within = above & below if self.hue_from <= self.hue_to else above | below
-        return within & (chroma >= self.chroma)
-
-
-PENS = (
-    Pen(38, 96, 40, over_tissue=True),  # green: no common stain comes near (the sections measured: none)
-    Pen(96, 125, 90, over_tissue=False),  # blue: Giemsa and aniline blue have it, haematoxylin does not
-    Pen(173, 8, 140, over_tissue=False),  # red: eosin and blood reach a chroma of 130
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +173,7 @@ class TissueMask:
         Tissue lies to the right of the way: on screen, outer rings run clockwise and holes the other way,
         so that the signed areas (shoelace formula) add up to the area of the tissue.
         """
-        return [ring * (self.scale_x, self.scale_y) for ring in _rings(self.mask)]
+        return [ring * (self.scale_x, self.scale_y) for ring in rings(self.mask)]
 
     def look(self, thumbnail: Image) -> Image:
         """The thumbnail (of any size) with the outline drawn: ``(h, w, 3)`` uint8."""
@@ -204,9 +181,9 @@ class TissueMask:
         rows, columns = self.mask.shape
         scale = (picture.shape[1] / columns, picture.shape[0] / rows)
         # OpenCV counts from pixel centres, in sixteenths of a pixel.
-        rings = [np.rint((ring * scale - 0.5) * 16).astype(np.int32) for ring in _rings(self.mask)]
+        lines = [np.rint((ring * scale - 0.5) * 16).astype(np.int32) for ring in rings(self.mask)]
         thickness = max(1, round(max(picture.shape[:2]) / 600))
-        cv2.polylines(picture, rings, True, (0, 160, 0), thickness, cv2.LINE_AA, 4)
+        cv2.polylines(picture, lines, True, (0, 160, 0), thickness, cv2.LINE_AA, 4)
         return picture
 
 
@@ -230,9 +207,7 @@ def find_tissue(
 def segment(thumbnail: Image, *, mpp: float, method: TissueMethod) -> Mask:
     """Tissue on a thumbnail: ``(h, w, 3)`` uint8 RGB at `mpp` microns per pixel to ``(h, w)`` bool."""
     if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
-        raise ValueError(
-            f"a thumbnail is (h, w, 3) uint8, got {thumbnail.shape} {thumbnail.dtype}"
-        )
+        raise ValueError(f"a thumbnail is (h, w, 3) uint8, got {thumbnail.shape} {thumbnail.dtype}")
     if isinstance(method, SaturationOtsu):
         return _by_otsu(thumbnail, mpp, method)
     return _by_hls(thumbnail, mpp, method)
@@ -243,49 +218,127 @@ def glass_colour(thumbnail: Image, method: HlsThresholds = HlsThresholds()) -> N
 
     Pure white is left out: it is padding of what was not scanned, or glass that needs no correction.
     """
-    lowest = thumbnail.min(axis=2)
-    chroma = thumbnail.max(axis=2) - lowest
-    glass = thumbnail[(lowest >= method.glass_lightness) & (lowest < 255) & (chroma <= method.glass_chroma)]
+    lowest, highest = _range(thumbnail)
+    bright = (lowest >= method.glass_lightness) & (lowest < 255)
+    glass = thumbnail[bright & (highest - lowest <= method.glass_chroma)]
     if len(glass) < GLASS_SHARE * lowest.size:
         return None
-    # Summed over five neighbours: JPEG leaves combs in a histogram of nearly constant pixels.
-    counts = [np.convolve(np.bincount(channel, minlength=256), np.ones(5), "same") for channel in glass.T]
+    # Smoothed: the peak of noisy glass is broad, and JPEG leaves combs in it.
+    kernel = [1, 2, 3, 2, 1]
+    counts = [np.convolve(np.bincount(channel, minlength=256), kernel, "same") for channel in glass.T]
     return np.array([np.argmax(count) for count in counts], np.float64)
 
 
 def _by_hls(thumbnail: Image, mpp: float, method: HlsThresholds) -> Mask:
     glass = glass_colour(thumbnail, method)
-    if glass is None and np.median(thumbnail) < method.black_lightness:
-        return np.zeros(thumbnail.shape[:2], np.bool_)  # black, or fluorescence: not a brightfield scan
-    relative = _relative(thumbnail, glass)
-    hue, lightness, _ = cv2.split(cv2.cvtColor(relative, cv2.COLOR_RGB2HLS))
-    chroma = _chroma(relative)
+    if glass is None and np.median(thumbnail) < BLACK:
+        return np.zeros(thumbnail.shape[:2], np.bool_)  # black or fluorescence: not a brightfield scan
+    relative = _divide(thumbnail, glass)
+    hue, lightness, _ = _channels(cv2.cvtColor(relative, cv2.COLOR_RGB2HLS))
+    lowest, highest = _range(relative)
+    chroma = highest - lowest
 
-    black = (lightness < method.black_lightness) & (chroma < method.black_chroma)
-    candidates = (lightness <= method.max_lightness) & ~black
+    candidates = lightness <= method.max_lightness
     if not candidates.any():
         return candidates
     darkness = 255 - float(np.median(lightness[candidates]))
     candidates &= lightness <= 255 - method.halo * darkness
 
-    pens = [pen.pixels(hue, chroma) & candidates for pen in PENS] if method.drop_pen else []
-    pens = [pen if pen.sum() < STAIN_SHARE * candidates.sum() else np.zeros_like(pen) for pen in pens]
-    for pen, pixels in zip(PENS, pens, strict=False):
-        if pen.over_tissue:  # and the pale fringe of the stroke with it
-            candidates &= ~_morph(pixels, cv2.MORPH_DILATE, method.close_radius_um / mpp)
-
-    coloured = _coloured(relative, mpp, method) & candidates
-    # A dark pixel must show its colour: a trace of it is noise in the black.
-    coloured &= ~((lightness < 2 * method.black_lightness) & (chroma < method.black_chroma))
-    for pixels in pens:
-        coloured &= ~pixels
+    black = (lightness < method.black_lightness) & (chroma < method.black_chroma)
+    coloured = _is_coloured(relative, mpp, method) & candidates & ~black
+    fringe_px = method.close_radius_um / mpp
+    foreign = on_glass(black & candidates, candidates, fringe_px=fringe_px)
+    if method.drop_pen:
+        foreign |= pen_marks(hue, chroma, candidates, coloured=coloured, fringe_px=fringe_px)
+    candidates &= ~foreign
     pieces = _clean(candidates, mpp, method)
-    return _keep_coloured(pieces, candidates, coloured, method.min_coloured)
+    return _keep_coloured(pieces, coloured & candidates, candidates, least=method.min_coloured)
 
 
 def _by_otsu(thumbnail: Image, mpp: float, method: SaturationOtsu) -> Mask:
-    saturation = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2HSV)[..., 1]
+    _, saturation, _ = _channels(cv2.cvtColor(thumbnail, cv2.COLOR_RGB2HSV))
     width = 2 * round(method.median_um / mpp / 2) + 1
-    saturation = cv2.medianBlur(saturation, min(width, 255))
-    threshold, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    return _clean(saturation > max(threshold, method.min_saturation), mpp, method)
+    smooth = cv2.medianBlur(saturation, min(width, 255))
+    threshold, _ = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return _clean(smooth > max(threshold, method.min_saturation), mpp, method)
+
+
+def _divide(thumbnail: Image, glass: NDArray[np.float64] | None) -> Image:
+    """Bring the glass to white, channel by channel."""
+    if glass is None:
+        return thumbnail
+    table = np.clip(np.rint(np.arange(256)[:, None] * (255 / glass)), 0, 255)
+    return np.asarray(cv2.LUT(thumbnail, table.astype(np.uint8)[None]), np.uint8)
+
+
+def _channels(image: object) -> tuple[Image, Image, Image]:
+    """The three channels of an image, each ``(h, w)``."""
+    first, second, third = cv2.split(np.asarray(image, np.uint8))
+    return np.asarray(first, np.uint8), np.asarray(second, np.uint8), np.asarray(third, np.uint8)
+
+
+def _range(image: Image) -> tuple[Image, Image]:
+    """The smallest and the largest channel of each pixel."""
+    a, b, c = _channels(image)
+    lowest, highest = cv2.min(cv2.min(a, b), c), cv2.max(cv2.max(a, b), c)
+    return np.asarray(lowest, np.uint8), np.asarray(highest, np.uint8)
+
+
+def _is_coloured(relative: Image, mpp: float, method: HlsThresholds) -> Mask:
+    """Whether a pixel's neighbourhood has colour, by saturation and chroma together."""
+    sigma = max(method.colour_sigma_um / mpp, 0.1)
+    smooth = np.asarray(cv2.GaussianBlur(relative, (0, 0), sigma), np.uint8)
+    _, _, saturation = _channels(cv2.cvtColor(smooth, cv2.COLOR_RGB2HLS))
+    lowest, highest = _range(smooth)
+    return (saturation >= method.min_saturation) & (highest - lowest >= method.min_chroma)
+
+
+def _clean(mask: Mask, mpp: float, method: CleanUp) -> Mask:
+    """Close gaps, fill holes, drop threads and specks."""
+    mask = _morph(mask, cv2.MORPH_CLOSE, method.close_radius_um / mpp)
+    mask = mask | _small(~mask, below=method.max_hole_um2 / mpp**2, connectivity=4, enclosed=True)
+    mask = _morph(mask, cv2.MORPH_OPEN, method.open_radius_um / mpp)
+    return mask & ~_small(mask, below=method.min_area_um2 / mpp**2, connectivity=8)
+
+
+def _morph(mask: Mask, operation: int, radius: float) -> Mask:
+    """Morphology with a disc; the border's pixels are taken to go on outside."""
+    reach = int(radius)
+    if reach == 0:
+        return mask
+    padded = np.pad(mask.astype(np.uint8), reach, mode="edge")
+    return np.asarray(cv2.morphologyEx(padded, operation, disc(radius))[reach:-reach, reach:-reach], np.bool_)
+
+
+def _small(mask: Mask, *, below: float, connectivity: int, enclosed: bool = False) -> Mask:
+    """The pieces of fewer than `below` pixels; with `enclosed`, only those that do not touch the border."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
+    small = stats[:, cv2.CC_STAT_AREA] < below
+    small[0] = False  # what is not in the mask
+    if enclosed:
+        edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+        small[np.unique(edge)] = False
+    return np.asarray(small[labels], np.bool_)
+
+
+def _keep_coloured(pieces: Mask, coloured: Mask, candidates: Mask, *, least: float) -> Mask:
+    """The pieces in which at least this share of the candidates is coloured."""
+    count, labels = cv2.connectedComponents(pieces.astype(np.uint8), connectivity=8)
+    hits = np.bincount(labels[coloured], minlength=count)
+    size = np.bincount(labels[candidates], minlength=count)
+    keep = (hits >= least * size) & (hits > 0)
+    keep[0] = False
+    return np.asarray(keep[labels], np.bool_)
+
+
+def _at(
+    total: NDArray[np.float64], row: NDArray[np.float64], column: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The integral image at fractional positions: inside a pixel it is bilinear, so this is exact."""
+    row, column = np.clip(row, 0, total.shape[0] - 1), np.clip(column, 0, total.shape[1] - 1)
+    r = np.minimum(row.astype(np.intp), total.shape[0] - 2)
+    c = np.minimum(column.astype(np.intp), total.shape[1] - 2)
+    v, u = row - r, column - c
+    upper = total[r, c] * (1 - u) + total[r, c + 1] * u
+    lower = total[r + 1, c] * (1 - u) + total[r + 1, c + 1] * u
+    return np.asarray(upper * (1 - v) + lower * v)

@@ -1,0 +1,110 @@
+"""`draw_heatmap`: a slide's tile scores as the files that people open, committed as one item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heatmaps.overlay import draw_overlay, encode_png
+from heatmaps.pyramid import write_colours, write_scores
+from heatmaps.qupath import TileClasses, write_tiles
+from heatmaps.raster import Heatmap, paint
+from tiling.commit import Commit
+from tiling.store import TileStore
+from tiling.survey import read_thumbnail
+from tiling.versions import versions
+from wsi.durable import write_file
+
+SCORES, COLOURS = "scores.ome.tif", "heatmap.ome.tif"
+OVERLAY, ATTENTION_OVERLAY, GEOJSON = "overlay.png", "attention.png", "tiles.geojson"
+RANK = "attention rank"
+
+
+def draw_heatmap(store: TileStore, model: str) -> Commit:
+    """Paint a model's tile scores and attention on the slide's frame.
+
+    Writes ``scores.ome.tif`` (float32, one channel a class and the attention's rank), ``heatmap.ome.tif``
+    (coloured, for a look), ``overlay.png`` and ``attention.png`` (over the thumbnail) and
+    ``tiles.geojson`` (for QuPath).
+
+    Parameters
+    ----------
+    store
+        The slide; the caller holds the output's lock.
+    model
+        Key of the model whose scores are drawn.
+
+    Raises
+    ------
+    UsageError
+        There are no scores by that model.
+    """
+    commit = store.require(f"scores/{model}")
+    recipe = {"step": "heatmap", "scores": commit.digest, "tissue": store.require("tissue").digest}
+    draft = store.begin(f"heatmaps/{model}", recipe)
+    if draft is None:
+        return store.require(f"heatmaps/{model}")
+    classes = tuple(commit.record["classes"])
+    scores, attention = store.scores(model)
+    heatmap = _paint(store, classes, scores, attention)
+    shown = classes[-1]  # two classes mirror each other; the last is the finding, not the normal
+    write_scores(draft.folder / SCORES, heatmap)
+    write_colours(draft.folder / COLOURS, heatmap, shown)
+    thumbnail, scale = read_thumbnail(store)
+    for name, channel in ((OVERLAY, shown), (ATTENTION_OVERLAY, RANK)):
+        picture = draw_overlay(thumbnail, heatmap, channel, thumbnail_scale=scale[0])
+        write_file(draft.folder / name, encode_png(picture))
+    write_tiles(
+        draft.folder / GEOJSON,
+        slide_id=store.slide_id,
+        origins=store.origins,
+        tile=_pair(store.record["tile_level0"]),
+        slide_size=tuple(store.record["slide_size"]),
+        measurements=_measurements(classes, scores, attention),
+        classes=TileClasses(classes, scores.argmax(axis=1)),
+        bounds_origin=tuple(store.record["bounds_origin"]),
+    )
+    return draft.publish({"channels": list(heatmap.channels), "shown": shown, "versions": versions()})
+
+
+def _paint(
+    store: TileStore, classes: tuple[str, ...], scores: NDArray[np.float32], attention: NDArray[np.float32]
+) -> Heatmap:
+    """All channels at once: the classes' scores, then attention as a rank in [0, 1]."""
+    record = store.record
+    resolution = store.tiles.recipe["resolution"]
+    return paint(
+        store.origins,
+        np.column_stack([scores, ranks(attention)]),
+        channels=(*classes, RANK),
+        tile=_pair(record["tile_level0"]),
+        stride=_pair(record["stride_level0"]),
+        slide_size=tuple(record["slide_size"]),
+        slide_mpp=(resolution["x"] + resolution["y"]) / 2,
+    )
+
+
+def ranks(attention: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Attention as its rank within the slide, ``(n,)`` in [0, 1]; equal weights share their mean rank.
+
+    A softmax over thousands of tiles has no absolute scale: its sum is one whatever the slide shows.
+    """
+    if len(attention) == 1:
+        return np.ones(1, np.float32)
+    _, inverse, counts = np.unique(attention, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    mean_rank = last - (counts - 1) / 2
+    return (mean_rank[inverse] / (len(attention) - 1)).astype(np.float32)
+
+
+def _measurements(
+    classes: tuple[str, ...], scores: NDArray[np.float32], attention: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    named: dict[str, NDArray[np.float32]] = {f"Prob: {name}": scores[:, i] for i, name in enumerate(classes)}
+    return named | {"Attention": attention, "Attention rank": ranks(attention)}
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    return float(values[0]), float(values[1])

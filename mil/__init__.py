@@ -1,0 +1,1 @@
+"""Multiple-instance learning: encoders, bags, heads, training, prediction and evaluation."""

@@ -1,0 +1,56 @@
+"""Where and with which numbers networks compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+
+from wsi.errors import UsageError
+
+
+class Precision(Enum):
+    """The numbers that an encoder computes with."""
+
+    FP32 = "fp32"
+    """32-bit floats throughout."""
+    BF16 = "bf16"
+    """Matrix products and convolutions in bfloat16 by autocast: 8 bits of precision, the range of fp32."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name as torch spells it, or with ``auto`` the first GPU if there is one.
+
+    Raises
+    ------
+    UsageError
+        No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"there is no device {name!r} here ({str(error).splitlines()[0]})",
+            action="Use cpu, or auto to take a GPU where there is one",
+        ) from error
+    return device
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bf16 where the processor multiplies it in hardware, fp32 elsewhere.
+
+    Measured on two cores with AMX in batches of 32: channels last and bf16 together encode 3.5 to 3.7 times
+    as many tiles a second as plain fp32, for EfficientNet-Lite0, ResNet-50 and ViT-S/16 alike.
+    """
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Newer torch only; without an answer fp32 is slower, and never wrong.
+        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return Precision.BF16 if fast else Precision.FP32

@@ -1,0 +1,246 @@
+"""Laws of the pyramids: every reader sees the same levels, places and numbers."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+import tiffslide
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heatmaps.colour import colour
+from heatmaps.pyramid import level_sizes, shrink, write_colours, write_scores
+from heatmaps.raster import Heatmap, paint
+from wsi.errors import OutputError
+
+OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
+SLIDE = (9000, 6100)
+MPP = 0.2528
+TILE = 506.3
+MARK = (7087, 4556)  # the one tile far from the corner, where a wrong downsample shows
+
+
+@pytest.fixture(scope="module")
+def heatmap():
+    rng = np.random.default_rng(0)
+    origins = np.stack(np.meshgrid(np.arange(17), np.arange(12)), axis=-1).reshape(-1, 2) * TILE
+    origins = origins[rng.random(len(origins)) < 0.5].astype(int)
+    return paint_at(origins, rng.random((len(origins), 2)), ("tumour", 'a <&"é> b'))
+
+
+@pytest.fixture(scope="module")
+def marked():
+    return paint_at([MARK], [[1.0]], ("mark",))
+
+
+def paint_at(origins, values, channels):
+    return paint(
+        origins,
+        values,
+        channels=channels,
+        tile=(TILE, TILE),
+        stride=(TILE, TILE),
+        slide_size=SLIDE,
+        slide_mpp=MPP,
+    )
+
+
+def tifffile_levels(path):
+    """Each level as (rows, columns, 3), and the microns per pixel of the base, twice over."""
+    with tifffile.TiffFile(path) as tif:
+        (pixels,) = ET.fromstring(tif.ome_metadata).iterfind(".//ome:Pixels", OME)
+        assert pixels.get("PhysicalSizeXUnit") == pixels.get("PhysicalSizeYUnit") == "µm"
+        counts, per = tif.pages.first.tags["XResolution"].value
+        assert tif.pages.first.tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
+        stated = float(pixels.get("PhysicalSizeX"))
+        assert float(pixels.get("PhysicalSizeY")) == stated
+        assert 1e4 * per / counts == pytest.approx(stated, rel=1e-6)
+        (series,) = tif.series
+        return [level.asarray() for level in series.levels], stated
+
+
+def openslide_levels(path):
+    with openslide.OpenSlide(path) as slide:
+        stated = [float(slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"]
+        assert stated[0] == stated[1]
+        return read_all(slide), stated[0]
+
+
+def tiffslide_levels(path):
+    with tiffslide.TiffSlide(path) as slide:
+        stated = [float(slide.properties[f"tiffslide.mpp-{axis}"]) for axis in "xy"]
+        assert stated[0] == stated[1]
+        return read_all(slide), stated[0]
+
+
+def read_all(slide):
+    return [
+        np.asarray(slide.read_region((0, 0), number, size).convert("RGB"))
+        for number, size in enumerate(slide.level_dimensions)
+    ]
+
+
+READERS = {"tifffile": tifffile_levels, "openslide": openslide_levels, "tiffslide": tiffslide_levels}
+
+
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_every_reader_sees_the_same_pyramid(tmp_path, heatmap, reader):
+    path = tmp_path / "s.heatmap.ome.tif"
+    write_colours(path, heatmap, "tumour")
+    levels, mpp = READERS[reader](path)
+    rows, columns, _ = heatmap.values.shape
+    sizes = level_sizes(columns, rows)
+    assert len(sizes) >= 2
+    assert [(level.shape[1], level.shape[0]) for level in levels] == sizes
+    assert mpp == pytest.approx(heatmap.mpp, rel=1e-6)
+    for level, size in zip(levels, sizes, strict=True):
+        expected = colour(shrink(heatmap.channel("tumour"), size), vmin=0, vmax=1)
+        np.testing.assert_array_equal(level, expected)
+
+
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_a_tile_lies_where_it_lies_in_every_reader_and_level(tmp_path, marked, reader):
+    path = tmp_path / "s.heatmap.ome.tif"
+    write_colours(path, marked, "mark")
+    levels, mpp = READERS[reader](path)
+    true = [(start + TILE / 2) * MPP for start in MARK]
+    for level in levels:
+        # As a viewer does it: the downsample is the ratio of sizes.
+        for axis, number, middle in ((1, 0, true[0]), (0, 1, true[1])):
+            there = np.nonzero((level != 255).any(axis=2).any(axis=number))[0]
+            pixel = mpp * levels[0].shape[axis] / level.shape[axis]
+            assert abs((there.min() + there.max() + 1) / 2 * pixel - middle) <= 0.5 * pixel
+
+
+def test_scores_are_read_back_as_they_were(tmp_path, heatmap):
+    path = tmp_path / "s.scores.ome.tif"
+    write_scores(path, heatmap)
+    with tifffile.TiffFile(path) as tif:
+        (series,) = tif.series
+        assert series.axes == "CYX"
+        np.testing.assert_array_equal(series.asarray(), np.moveaxis(heatmap.values, 2, 0))
+        root = ET.fromstring(tif.ome_metadata)
+        names = [channel.get("Name") for channel in root.iterfind(".//ome:Channel", OME)]
+        assert tuple(names) == heatmap.channels
+        (pixels,) = root.iterfind(".//ome:Pixels", OME)
+        assert float(pixels.get("PhysicalSizeX")) == heatmap.mpp
+        frame = {pair.get("K"): float(pair.text) for pair in root.iterfind(".//ome:M", OME)}
+        assert set(frame.values()) == {heatmap.scale}
+        assert set(frame) == {"Level0PixelsPerPixelX", "Level0PixelsPerPixelY"}
+        assert tif.pages.first.predictor == 1  # none: Bio-Formats refuses the one for floats
+        assert tif.pages.first.tile == (256, 256)
+        sizes = level_sizes(*series.shape[:0:-1])
+        assert [level.shape for level in series.levels] == [(2, height, width) for width, height in sizes]
+        for level, size in zip(series.levels, sizes, strict=True):
+            for plane, name in zip(level.asarray(), heatmap.channels, strict=True):
+                np.testing.assert_array_equal(plane, shrink(heatmap.channel(name), size))
+
+
+def test_one_channel_keeps_its_axis(tmp_path, marked):
+    write_scores(tmp_path / "s.ome.tif", marked)
+    stored = tifffile.imread(tmp_path / "s.ome.tif").reshape(1, *marked.values.shape[:2])
+    np.testing.assert_array_equal(stored, np.moveaxis(marked.values, 2, 0))
+
+
+def test_equal_heatmaps_give_equal_bytes_and_others_do_not(tmp_path, heatmap):
+    for write in (write_scores, lambda path, scores: write_colours(path, scores, "tumour")):
+        texts = []
+        for number, scores in enumerate((heatmap, heatmap, other(heatmap))):
+            path = tmp_path / f"{number}.ome.tif"
+            write(path, scores)
+            texts.append(path.read_bytes())
+        assert texts[0] == texts[1]
+        assert texts[0] != texts[2]
+
+
+def other(heatmap):
+    return Heatmap(heatmap.values / 2, heatmap.channels, heatmap.scale, heatmap.scale_y, heatmap.mpp)
+
+
+def test_the_range_is_stated_in_the_file(tmp_path, heatmap):
+    path = tmp_path / "s.ome.tif"
+    write_colours(path, heatmap, "tumour", vmin=0.25, vmax=0.75, background=(0, 0, 0))
+    with tifffile.TiffFile(path) as tif:
+        (image,) = ET.fromstring(tif.ome_metadata).iterfind("ome:Image", OME)
+        assert image.get("Name") == "tumour, 0.25 to 0.75, viridis"
+        written = tif.pages.first.asarray()
+    expected = colour(heatmap.channel("tumour"), vmin=0.25, vmax=0.75, gap=(0, 0, 0))
+    np.testing.assert_array_equal(written, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 300), (513, 3), (256, 256), (257, 257)])
+def test_odd_shapes_are_pyramids_too(tmp_path, shape):
+    values = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(*shape, 1)
+    heatmap = Heatmap(values, ("score",), 8.0, 8.0, 2.0)
+    path = tmp_path / "s.ome.tif"
+    write_colours(path, heatmap, "score")
+    sizes = level_sizes(shape[1], shape[0])
+    for reader in READERS.values():
+        levels, _ = reader(path)
+        assert [(level.shape[1], level.shape[0]) for level in levels] == sizes
+        np.testing.assert_array_equal(levels[0], colour(values[:, :, 0], vmin=0, vmax=1))
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_levels_halve_and_end_small(width, height):
+    sizes = level_sizes(width, height)
+    assert sizes[0] == (width, height)
+    assert len(sizes) >= 2
+    assert max(sizes[-1]) <= 256
+    assert len(sizes) == 2 or max(sizes[-2]) > 256
+    for number, size in enumerate(sizes):
+        for length, base in zip(size, (width, height), strict=True):
+            assert base <= length * 2**number < base + 2**number
+
+
+def test_shrinking_means_what_is_known_and_nothing_else():
+    rng = np.random.default_rng(3)
+    scores = rng.random((24, 40), np.float32)
+    scores[rng.random(scores.shape) < 0.4] = np.nan
+    scores[:8, :8] = np.nan
+    small = shrink(scores, (10, 6))
+    for row, column in np.ndindex(small.shape):
+        block = scores[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        known = block[~np.isnan(block)]
+        if known.size:
+            assert small[row, column] == pytest.approx(known.mean(), rel=1e-5)
+        else:
+            assert np.isnan(small[row, column])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 90), st.integers(2, 90), st.integers(1, 4))
+def test_shrinking_keeps_the_mean_where_sizes_do_not_divide(rows, columns, step):
+    scores = np.random.default_rng(rows * 100 + columns).random((rows, columns), np.float32)
+    small = shrink(scores, (-(-columns // step), -(-rows // step)))
+    assert small.mean() == pytest.approx(scores.mean(), rel=1e-4)
+
+
+def test_what_cannot_be_written_leaves_no_file(tmp_path, heatmap):
+    with pytest.raises(ValueError, match="no channel"):
+        write_colours(tmp_path / "s.ome.tif", heatmap, "stroma")
+    with pytest.raises(ValueError, match="vmin < vmax"):
+        write_colours(tmp_path / "s.ome.tif", heatmap, "tumour", vmin=1, vmax=0)
+    for write in (write_scores, lambda path, scores: write_colours(path, scores, "tumour")):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write(tmp_path / "absent" / "s.ome.tif", heatmap)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path, heatmap, monkeypatch):
+    path = tmp_path / "s.ome.tif"
+    write_scores(path, heatmap)
+    old = path.read_bytes()
+
+    def full_disk(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("heatmaps.pyramid.shrink", full_disk)
+    with pytest.raises(OutputError, match="No space left"):
+        write_scores(path, heatmap)
+    assert path.read_bytes() == old
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.ome.tif"]

@@ -1,0 +1,144 @@
+"""The output folder: one writer, ids that stay inside, and verify."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tiling.commit import begin
+from tiling.output import Output, check_slide_id, name_slides, verify
+from wsi.errors import OutputBusyError, OutputError, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def publish(output: Output, place: str) -> Path:
+    item = output.root / "slides" / place
+    draft = begin(item, {"place": place}, work=output.work)
+    (draft.folder / "data").write_bytes(b"x" * 100)
+    draft.publish({})
+    return item
+
+
+def test_a_second_run_is_refused_at_once_and_told_who_holds_it(tmp_path: Path) -> None:
+    holder = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from tiling.output import Output
+        with Output(Path(sys.argv[1])).lock():
+            print("held", flush=True)
+            time.sleep(60)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        start = time.monotonic()
+        with (
+            pytest.raises(OutputBusyError, match=f"process {process.pid} on .*Wait for it") as caught,
+            Output(tmp_path).lock(),
+        ):
+            pass
+        assert time.monotonic() - start < 1
+        assert caught.value.exit_code == 75
+        process.kill()
+        process.wait()
+        with Output(tmp_path).lock():  # the lock died with its process
+            pass
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_any_work(tmp_path: Path) -> None:
+    """As an ordinary user: the superuser may write anywhere."""
+    folder = tmp_path / "readonly"
+    folder.mkdir()
+    folder.chmod(0o555)
+    tmp_path.chmod(0o755)
+    script = textwrap.dedent(
+        """
+        import os, sys
+        from pathlib import Path
+        from tiling.output import Output
+        from wsi.errors import OutputError
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            with Output(Path(sys.argv[1]) / "out").lock():
+                pass
+        except OutputError as error:
+            print(error)
+            sys.exit(error.exit_code)
+        """
+    )
+    for parent in folder.parents:  # the test folder must be reachable for nobody
+        if parent.stat().st_uid == os.getuid() and parent.stat().st_mode & 0o777 == 0o700:
+            parent.chmod(0o711)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 74, result.stderr
+    assert "cannot be written" in result.stdout
+    assert OutputError.exit_code == 74
+
+
+@pytest.mark.parametrize("name", ["slide 7", "Slide_7-a.b", "ÄÖ", "x" * 120, "S12-345 (2)", "a[1]+b,c@d"])
+def test_usual_names_are_slide_ids(name: str) -> None:
+    assert check_slide_id(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "a/b", ".hidden", "x" * 121, "a\nb", "a\0b", "<img>", "$(x)", " a", "a\\b"]
+)
+def test_names_that_leave_the_folder_or_speak_to_a_shell_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a slide id"):
+        check_slide_id(name)
+
+
+def test_two_files_of_one_name_are_refused_and_both_are_named() -> None:
+    with pytest.raises(UsageError, match=r"a/S1\.svs and b/s1\.tiff would both be"):
+        name_slides([Path("a/S1.svs"), Path("b/s1.tiff")])
+    assert name_slides([Path("a/1.svs"), Path("a/2.svs"), Path("a/1.svs")]) == {
+        "1": Path("a/1.svs"),
+        "2": Path("a/2.svs"),
+    }
+
+
+def test_verify_sees_every_item_and_every_kind_of_damage(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    items = [publish(output, place) for place in ("a/store.zarr/tiles", "a/tissue", "b/heatmaps/m")]
+    assert [report.item for report in verify(output)] == items
+    assert all(report.damage == () for report in verify(output, full=True))
+    (items[0] / "data").write_bytes(b"y" * 100)  # same size
+    (items[1] / "data").write_bytes(b"x")
+    (items[2] / "commit.json").unlink()
+    assert [bool(report.damage) for report in verify(output)] == [False, True, True]
+    assert [bool(report.damage) for report in verify(output, full=True)] == [True, True, True]
+
+
+def test_nothing_to_verify_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no results"):
+        list(verify(Output(tmp_path / "nowhere")))
+
+
+def test_a_damaged_item_set_aside_twice_is_kept_twice(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    first = output.set_aside(publish(output, "a/tissue"))
+    second = output.set_aside(publish(output, "a/tissue"))
+    assert first != second
+    assert first.is_dir()
+    assert second.is_dir()
+    assert list(output.items()) == []
