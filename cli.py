@@ -1,6 +1,6 @@
 """The command line: one command per verb of the library, and no logic of its own.
 
-Results go to standard output (JSON lines with ``--json``), progress and errors to standard error.
+Results go to standard output (JSON lines with ``--json``); progress, warnings and errors to standard error.
 """
 
 from __future__ import annotations
@@ -12,53 +12,32 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi.errors import MicrotomeError, UsageError
 
 if TYPE_CHECKING:
-    from mil.encoders import Encoder
+    from mil.checkpoint import Model
     from tiling.cohort import Outcome
     from tiling.cut import CutRecipe, Progress
     from tiling.output import Output
+    from tiling.pipeline import Pipeline, Step
     from tiling.store import TileStore
     from wsi.slide import Slide
     from wsi.tissue import TissueMethod
 
 Arguments = argparse.Namespace
 
-SLIDE_SUFFIXES = {
-    ".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi",
-}  # fmt: skip
-"""What a folder given as SLIDE is searched for; a file given by name may be called anything."""
-
-EXIT_CODES = """\
-exit codes:
-  0    all done (a slide without tissue counts as done)
-  1    some slides failed; the others are done
-  2    wrong settings, labels or model; nothing was started
-  70   a bug in Microtome
-  74   the output cannot be written, or the disk is full: run again to resume
-  75   another run is writing to the output
-  130  interrupted: run again to resume
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.WARNING,
-        format="%(levelname)s %(message)s",
-        force=True,
-    )
-    for noisy in ("tifffile", "PIL", "asyncio", "zarr", "numcodecs"):  # they report what we raise anyway
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    if not arguments.debug:
-        warnings.simplefilter("ignore")
+    _set_up_messages(debug=arguments.debug)
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.command(arguments))
     except MicrotomeError as error:
         if arguments.debug:
             raise
@@ -70,96 +49,467 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        _say(f"ERROR unexpected {type(error).__name__}: {error}. Run with --debug and report it")
+        _say(f"ERROR unexpected {type(error).__name__}: {error}. Run it with --debug and report it")
         return 70
 
 
-# Commands that look ----------------------------------------------------------------------------------------
+# Commands that look -----------------------------------------------------------------------------------------
 
 
-def _info(arguments: Arguments) -> int:
-    from wsi.slide import describe
-
-    def look(path: Path) -> Mapping[str, Any]:
-        with _open_slide(path, arguments) as slide:
-            return describe(slide, properties=arguments.properties)
+def info(arguments: Arguments) -> int:
+    """What a slide file is."""
+    from wsi.describe import describe
+    from wsi.find import find_slides
 
     code = 0
     for path in find_slides(arguments.slides):
         try:
-            _print(look(path), arguments)
+            with _open_slide(path, arguments) as slide:
+                _print(describe(slide), arguments)
         except MicrotomeError as error:
             _say(f"ERROR {error}")
             code = 1
     return code
 
 
-def _verify(arguments: Arguments) -> int:
-    from tiling.output import Output, verify
+def verify(arguments: Arguments) -> int:
+    """Check that every committed byte is still there."""
+    from tiling.output import Output
+    from tiling.output import verify as verify_output
 
-    output, items, broken = Output(arguments.out), 0, 0
-    for report in verify(output, full=arguments.full):
+    items = damaged = 0
+    for report in verify_output(Output(arguments.out), full=arguments.full):
         items += 1
-        broken += bool(report.damage)
+        damaged += bool(report.damage)
         for damage in report.damage:
             _print({"item": str(report.item), "file": damage.file, "damage": damage.reason}, arguments)
-    _print({"items": items, "damaged": broken, "checked": "every byte" if arguments.full else "sizes"}, arguments)
-    if broken:
-        _say("Run the command that made them again: damaged items are set aside and remade.")
-    return 1 if broken else 0
+    checked = "every byte" if arguments.full else "names and sizes"
+    _print({"items": items, "damaged": damaged, "checked": checked}, arguments)
+    if damaged:
+        _say("Run the command that made them again: what is cut or missing is set aside and made anew.")
+    return 1 if damaged else 0
 
 
-def _doctor(arguments: Arguments) -> int:
-    from doctor_room import examine
+def doctor(arguments: Arguments) -> int:
+    """Is this machine fit for the work."""
+    from mil.device import describe_devices
+    from tiling.doctor import Finding, examine
 
-    return examine(arguments)
+    findings = [*examine(arguments.out), *(Finding(*row) for row in describe_devices())]
+    for finding in findings:
+        if arguments.json:
+            _print(asdict(finding), arguments)
+        else:
+            mark = f"  <- {finding.advice}" if finding.advice else ""
+            print(f"{finding.name:<32} {finding.value}{mark}")
+    return 1 if any(finding.advice for finding in findings) else 0
 
 
-# Commands that make ----------------------------------------------------------------------------------------
+# Commands that make -----------------------------------------------------------------------------------------
 
 
-def _tissue(arguments: Arguments) -> int:
-    def work(store: TileStore, slide: Slide, progress: Progress) -> bool:
-        return _survey(store, slide, arguments)
+def tissue(arguments: Arguments) -> int:
+    """Find tissue, and leave an outline to look at."""
+    from tiling.pipeline import survey_step
 
-    return _over_slides(arguments, work)
+    return _over_slides(arguments, [survey_step(_tissue_method(arguments))])
 
 
-def _tile(arguments: Arguments) -> int:
+def tile(arguments: Arguments) -> int:
+    """Cut slides into normalised tiles."""
+    from tiling.pipeline import cut_step, survey_step
+
     recipe = _cut_recipe(arguments)
-
-    def work(store: TileStore, slide: Slide, progress: Progress) -> bool:
-        return _cut(store, slide, recipe, arguments, progress)
-
-    return _over_slides(arguments, work)
+    return _over_slides(arguments, [survey_step(recipe.tissue), cut_step(recipe)])
 
 
-def _encode(arguments: Arguments) -> int:
-    encoder = _encoder(arguments, arguments.encoder)
-
-    def work(store: TileStore, progress: Progress) -> bool:
-        return _encode_one(store, encoder, arguments, progress)
-
-    return _over_stores(arguments, work)
+def encode(arguments: Arguments) -> int:
+    """Turn tiles into features."""
+    return _over_stores(arguments, [_encode_step(arguments, arguments.encoder)])
 
 
-def _predict(arguments: Arguments) -> int:
+def train(arguments: Arguments) -> int:
+    """Train a head on labelled slides."""
+    from mil.study import train_model
+    from mil.training import TrainingRecipe
+    from tiling.output import Output
+
+    with _bar("train", arguments, unit="epoch") as progress:
+        model = train_model(
+            Output(arguments.out),
+            arguments.labels,
+            encoder=arguments.encoder,
+            recipe=replace(TrainingRecipe(), **_given(arguments, "head", "epochs", "seed")),
+            folder=arguments.model,
+            report=lambda done, total, loss: progress(done, total),
+        )
+    losses = {key: model.training[key] for key in ("first_loss", "last_loss")}
+    slides = len(model.training["slides"])
+    _print(
+        {"model": str(arguments.model), "classes": list(model.classes), "slides": slides} | losses, arguments
+    )
+    return 0
+
+
+def predict(arguments: Arguments) -> int:
+    """Score tiles and slides with a trained model."""
+    from mil.checkpoint import load_model
+    from mil.steps import predict_step
+
+    model, head = load_model(arguments.model)
+    return _over_stores(arguments, [predict_step(model, head)], model=model)
+
+
+def heatmap(arguments: Arguments) -> int:
+    """Draw scores as files that people open."""
+    from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
 
-    model = load_model(arguments.model)
-
-    def work(store: TileStore, progress: Progress) -> bool:
-        return _predict_one(store, model, arguments)
-
-    return _over_stores(arguments, work)
+    model, _ = load_model(arguments.model)
+    return _over_stores(arguments, [draw_step(model.name)], model=model)
 
 
-def _heatmap(arguments: Arguments) -> int:
+def run(arguments: Arguments) -> int:
+    """Slides to scores and heatmaps with a trained model, cut and encoded as its training slides were."""
+    from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
+    from mil.steps import predict_step
+    from tiling.cut import recipe_of
+    from tiling.pipeline import cut_step, survey_step
 
-    key = load_model(arguments.model).key
+    model, head = load_model(arguments.model)
+    recipe = recipe_of(spec=model.features.spec, stain=model.features.stain)
+    steps = [
+        survey_step(recipe.tissue),
+        cut_step(recipe),
+        _encode_step(arguments, model.features.encoder["name"]),
+        predict_step(model, head),
+        draw_step(model.name),
+    ]
+    return _over_slides(arguments, steps, model=model)
 
-    def work(store: TileStore, progress: Progress) -> bool:
-        return _draw_one(store, key, arguments)
 
-    return _over_stores(arguments, work)
+def demo(arguments: Arguments) -> int:
+    """The whole job on synthetic slides with known lesions, then on a real slide if there is one."""
+    from mil.demo import MODEL_NAME, demonstrate
+    from wsi.find import find_real_slides
+
+    result = demonstrate(arguments.out, main, say=lambda text: print(f"\n{text}", flush=True))
+    print()
+    _print(asdict(result), arguments)
+    model, results = arguments.out / MODEL_NAME, arguments.out / "results"
+    for path in arguments.slide or find_real_slides():
+        words = ["run", str(path), "-m", str(model), "-o", str(results)]
+        print(
+            "\nA real slide: the demo's model knows synthetic tissue only, so its scores mean nothing here."
+        )
+        print("$ microtome " + " ".join(words), flush=True)
+        main(words)
+    return 0
+
+
+# Settings from arguments ------------------------------------------------------------------------------------
+
+
+def _given(arguments: Arguments, *names: str) -> dict[str, Any]:
+    """The options that were given; the others keep the library's own defaults."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _tissue_method(arguments: Arguments) -> TissueMethod:
+    from wsi.tissue import HlsThresholds, SaturationOtsu
+
+    return SaturationOtsu() if getattr(arguments, "method", None) == "otsu" else HlsThresholds()
+
+
+def _cut_recipe(arguments: Arguments) -> CutRecipe:
+    from tiling.cut import CutRecipe
+    from tiling.grid import TileSpec
+
+    try:
+        spec = replace(TileSpec(), **_given(arguments, "size_px", "mpp", "overlap_px"))
+        recipe = replace(CutRecipe(), spec=spec, tissue=_tissue_method(arguments))
+        if arguments.stain == "none":
+            recipe = replace(recipe, stain=None)
+        return replace(recipe, **_given(arguments, "min_tissue"))
+    except ValueError as error:
+        raise UsageError(str(error), action="See 'microtome tile --help'") from error
+
+
+def _encode_step(arguments: Arguments, name: str) -> Step:
+    from mil.device import Precision, choose_device
+    from mil.encoders import load_encoder
+    from mil.steps import encode_step
+
+    encoder = load_encoder(name, weights=arguments.weights, device=str(choose_device(arguments.device)))
+    return encode_step(encoder, precision=Precision(arguments.precision) if arguments.precision else None)
+
+
+def _open_slide(path: Path, arguments: Arguments) -> Slide:
+    from wsi.slide import Slide
+
+    return Slide(path, mpp=arguments.mpp_override, trust_objective=arguments.trust_objective)
+
+
+# Running over many ------------------------------------------------------------------------------------------
+
+
+def _over_slides(arguments: Arguments, steps: Sequence[Step], *, model: Model | None = None) -> int:
+    from tiling.output import name_slides
+    from tiling.pipeline import Pipeline
+    from wsi.find import find_slides
+
+    slides = name_slides(find_slides(arguments.slides))
+    pipeline = Pipeline(steps, partial(_open_slide, arguments=arguments), overwrite=arguments.overwrite)
+    return _over(arguments, slides, pipeline, model=model)
+
+
+def _over_stores(arguments: Arguments, steps: Sequence[Step], *, model: Model | None = None) -> int:
+    from tiling.output import Output
+    from tiling.pipeline import Pipeline
+
+    slides = Output(arguments.out).slides_with_tiles()
+    if not slides:
+        raise UsageError("holds no tiles", path=arguments.out, action="Run 'microtome tile' first")
+    return _over(arguments, slides, Pipeline(steps, overwrite=arguments.overwrite), model=model)
+
+
+def _over(
+    arguments: Arguments, slides: Mapping[str, Path], pipeline: Pipeline, *, model: Model | None
+) -> int:
+    from tiling.cohort import exit_code
+    from tiling.output import Output
+
+    output = Output(arguments.out)
+    outcomes = pipeline.run(
+        output,
+        slides,
+        command=sys.argv[1:],
+        show=partial(_bar, arguments=arguments),
+        report=partial(_report, output=output, arguments=arguments, model=model),
+        debug=arguments.debug,
+    )
+    _close(outcomes, arguments)
+    return exit_code(outcomes)
+
+
+def _report(outcome: Outcome, output: Output, arguments: Arguments, *, model: Model | None) -> None:
+    """One line a slide, as soon as it ends."""
+    from tiling.cohort import Status
+    from tiling.store import TileStore
+
+    line: dict[str, Any] = {"slide": outcome.slide_id, "status": outcome.status.value}
+    if outcome.reason:
+        line["reason"] = outcome.reason
+    if outcome.status in {Status.DONE, Status.ALREADY_DONE}:
+        line |= _figures(TileStore(output, outcome.slide_id), model)
+    line["seconds"] = outcome.seconds
+    _print(line, arguments)
+    if outcome.status is Status.FAILED and not arguments.json:
+        _say(f"ERROR {outcome.reason}")
+
+
+def _figures(store: TileStore, model: Model | None) -> dict[str, Any]:
+    """What is worth saying of a finished slide."""
+    figures: dict[str, Any] = {}
+    if commit := store.find("tissue"):
+        figures["tissue_mm2"] = commit.record["tissue_mm2"]
+    if commit := store.find("tiles"):
+        figures["tiles"] = commit.record["tiles"]
+    if model and (commit := store.find(f"scores/{model.name}")):
+        probabilities = commit.record["probabilities"]
+        figures["prediction"] = max(probabilities, key=probabilities.get)
+        figures["probabilities"] = probabilities
+    return figures
+
+
+def _close(outcomes: Sequence[Outcome], arguments: Arguments) -> None:
+    """A table of failures closes the run: nobody scrolls back through a thousand lines."""
+    from tiling.cohort import Status
+
+    failed = [outcome for outcome in outcomes if outcome.status is Status.FAILED]
+    if failed and len(outcomes) > 1 and not arguments.json:
+        _say(f"{len(failed)} of {len(outcomes)} slides failed; the others are done:")
+        width = max(len(outcome.slide_id) for outcome in failed)
+        for outcome in failed:
+            _say(f"  {outcome.slide_id:<{width}}  {outcome.reason}")
+
+
+# Speaking ---------------------------------------------------------------------------------------------------
+
+
+def _print(content: Mapping[str, Any], arguments: Arguments) -> None:
+    """A result, to standard output."""
+    if arguments.json:
+        print(json.dumps(content, ensure_ascii=False), flush=True)
+    else:
+        print("  ".join(f"{key}: {_plain(value)}" for key, value in content.items()), flush=True)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_plain(inner) for inner in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _say(text: str) -> None:
+    """A message, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _bar(name: str, arguments: Arguments, *, unit: str = "tile") -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere nothing."""
+    if arguments.json or arguments.quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=name, unit=unit, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            if total != bar.total or done < bar.n:  # the next step of the same slide
+                bar.reset(total)
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _set_up_messages(*, debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s", force=True
+    )
+    for noisy in ("tifffile", "PIL", "asyncio", "zarr", "numcodecs", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what matters of theirs, we raise
+    if not debug:
+        warnings.simplefilter("ignore")
+
+
+# Arguments ------------------------------------------------------------------------------------------------
+
+EXIT_CODES = """\
+exit codes:
+  0    all done; a slide without tissue counts as done
+  1    some slides failed, the others are done; or verify found damage
+  2    wrong settings, labels or model: nothing was started
+  70   a bug in Microtome
+  74   the output cannot be written, or the disk is full: run again to resume
+  75   another run is writing to the output: run again later
+  130  interrupted: run again to resume
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands, each with help, an example and the options of the library function behind it."""
+    parser = argparse.ArgumentParser(
+        prog="microtome",
+        description="Whole slides to tiles, features, predictions and heatmaps.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(function: Callable[[Arguments], int], example: str, *groups: Options) -> argparse.ArgumentParser:
+        summary = (function.__doc__ or "").strip().split("\n")[0]
+        command = commands.add_parser(
+            function.__name__,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  microtome {function.__name__} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        for group in (*groups, _general):
+            group(command)
+        return command
+
+    add(info, "slide.svs --json", _slides)
+    add(tissue, "slides/ -o results", _slides, _method, _output)
+    add(tile, "slides/ -o results --mpp 0.5 --tile-size 256 --stain macenko", _slides, _tiles, _output)
+    add(encode, "results --encoder efficientnet_lite0", _results, _encoder, _network)
+    add(train, "results --labels labels.csv -m model", _results, _training, _encoder, _model)
+    add(predict, "results -m model", _results, _model)
+    add(heatmap, "results -m model", _results, _model)
+    add(run, "slides/ -m model -o results", _slides, _model, _output, _network)
+    command = add(verify, "results --full", _results)
+    command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
+    command = add(doctor, "results")
+    command.add_argument("out", metavar="OUT", type=Path, nargs="?", default=Path(), help="where to write")
+    command = add(demo, "-o demo-out")
+    command.add_argument("-o", "--out", type=Path, default=Path("demo-out"), help="default %(default)s")
+    command.add_argument("--slide", type=Path, nargs="+", help="real slides to run the demo's model on")
+    return parser
+
+
+Options = Callable[[argparse.ArgumentParser], None]
+
+
+def _general(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="results as JSON lines")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--debug", action="store_true", help="tracebacks, and all that the libraries say")
+
+
+def _method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", choices=["hls", "otsu"], help="how tissue is found (default hls)")
+
+
+def _tiles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mpp", type=float, help="microns per pixel of a tile (default 0.5)")
+    parser.add_argument("--tile-size", dest="size_px", type=int, help="pixels along each side (default 256)")
+    parser.add_argument("--overlap", dest="overlap_px", type=int, help="pixels neighbours share (default 0)")
+    parser.add_argument("--min-tissue", type=float, help="share of a tile that is tissue (default 0.25)")
+    parser.add_argument("--stain", choices=["macenko", "none"], help="normalisation (default macenko)")
+    _method(parser)
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=Path, required=True, help="CSV: slide_id,label[,patient][,split]")
+    parser.add_argument("--head", help="kind of head (default gated_abmil)")
+    parser.add_argument("--epochs", type=int, help="passes over all slides (default 30)")
+    parser.add_argument("--seed", type=int, help="of weights, order and dropout (default 0)")
+
+
+def _slides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "slides", metavar="SLIDE", type=Path, nargs="+", help="slide files, or folders of them"
+    )
+    parser.add_argument(
+        "--mpp-override", type=float, help="microns per level-0 pixel, whatever the file says"
+    )
+    parser.add_argument(
+        "--trust-objective", action="store_true", help="without mpp, take the objective's nominal figure"
+    )
+
+
+def _results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder that was given to -o")
+    parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", type=Path, required=True, help="folder of the model")
+
+
+def _encoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--encoder", default="efficientnet_lite0", help="a known name, or timm:NAME (default %(default)s)"
+    )
+
+
+def _network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", type=Path, help="file with the encoder's weights (.safetensors, .pth)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the fastest this machine has")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi.errors import UsageError
+
 COLOUR_MAP = "viridis"
 """Name of the one map, by S. van der Walt and N. Smith (2015, CC0): lightness rises evenly from end to end,
 so that the order of scores survives colour blindness and a grey printer."""
@@ -34,7 +36,7 @@ def colour(
 
     Raises
     ------
-    ValueError
+    UsageError
         Unless `vmin` < `vmax`, both finite.
 
     >>> colour(np.array([0.0, 1.0, np.nan], np.float32), vmin=0, vmax=1).tolist()
@@ -49,6 +51,7 @@ def colour(
 
 
 def check_range(*, vmin: float, vmax: float) -> None:
-    """Raise ValueError unless `vmin` < `vmax`, both finite."""
+    """Raise UsageError unless `vmin` < `vmax`, both finite."""
     if not (math.isfinite(vmin) and math.isfinite(vmax) and vmin < vmax):
-        raise ValueError(f"a colour range needs vmin < vmax, got {vmin:g} to {vmax:g}")
+        action = "State a lower and a higher number"
+        raise UsageError(f"a colour range needs vmin < vmax, got {vmin:g} to {vmax:g}", action=action)

@@ -12,6 +12,7 @@ from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.qupath import TileClasses, write_tiles
 from heatmaps.raster import Heatmap, paint
 from tiling.commit import Commit
+from tiling.pipeline import Step
 from tiling.store import TileStore
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
@@ -46,7 +47,7 @@ def draw_heatmap(store: TileStore, model: str) -> Commit:
     draft = store.begin(f"heatmaps/{model}", recipe)
     if draft is None:
         return store.require(f"heatmaps/{model}")
-    classes = tuple(commit.record["classes"])
+    classes = tuple(commit.recipe["model"]["classes"])
     scores, attention = store.scores(model)
     heatmap = _paint(store, classes, scores, attention)
     shown = classes[-1]  # two classes mirror each other; the last is the finding, not the normal
@@ -67,6 +68,11 @@ def draw_heatmap(store: TileStore, model: str) -> Commit:
         bounds_origin=tuple(store.record["bounds_origin"]),
     )
     return draft.publish({"channels": list(heatmap.channels), "shown": shown, "versions": versions()})
+
+
+def draw_step(model: str) -> Step:
+    """Draw a model's scores as files that people open."""
+    return Step(f"heatmaps/{model}", lambda job: draw_heatmap(job.store, model))
 
 
 def _paint(

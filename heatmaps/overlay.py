@@ -12,8 +12,8 @@ from wsi.errors import OutputError
 
 _INK = (60, 60, 60)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_LEAST_WIDTH = 240
-"""Pixels that a legend needs; narrower thumbnails get a white margin on the right."""
+_LEAST_WIDTH = 320
+"""Pixels that the longest numbers need; narrower thumbnails get a white margin on the right."""
 
 _Image = NDArray[np.uint8]
 
@@ -33,9 +33,9 @@ def draw_overlay(
     Parameters
     ----------
     thumbnail
-        (h, w, 3) uint8 RGB of the whole slide.
+        (h, w, 3) uint8 RGB of the whole slide; its pixels are square in microns, as the heatmap's are.
     thumbnail_scale
-        Level-0 pixels per thumbnail pixel.
+        Level-0 pixels per thumbnail pixel along x.
     vmin, vmax
         Scores at the ends of the colour map.
     alpha
@@ -43,12 +43,14 @@ def draw_overlay(
 
     Returns
     -------
-    (h + legend, max(w, 240), 3) uint8 RGB; the first h rows and w columns are the slide.
+    (h + legend, max(w, 320), 3) uint8 RGB; the first h rows and w columns are the slide.
 
     Raises
     ------
+    UsageError
+        No such channel, or not `vmin` < `vmax`.
     ValueError
-        Not such a thumbnail, no such channel, not `vmin` < `vmax`, `alpha` or the scale out of range.
+        Not such a thumbnail, or `alpha` or the scale out of range.
     """
     if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8 or 0 in thumbnail.shape:
         raise ValueError(f"a thumbnail is (h, w, 3) uint8, got {thumbnail.shape} {thumbnail.dtype}")
@@ -84,8 +86,9 @@ def _sample(
     heatmap: Heatmap, channel: str, thumbnail_scale: float, *, width: int, height: int
 ) -> NDArray[np.float32]:
     """(height, width) scores under the centres of the thumbnail's pixels, NaN beyond the heatmap."""
-    column = ((np.arange(width) + 0.5) * thumbnail_scale / heatmap.scale).astype(np.intp)
-    row = ((np.arange(height) + 0.5) * thumbnail_scale / heatmap.scale_y).astype(np.intp)
+    step = thumbnail_scale / heatmap.scale  # along y too: both have square pixels
+    column = ((np.arange(width) + 0.5) * step).astype(np.intp)
+    row = ((np.arange(height) + 0.5) * step).astype(np.intp)
     plane = heatmap.channel(channel)
     # A thumbnail's size is rounded, so its last pixels may look just past the heatmap.
     beyond = (row >= plane.shape[0])[:, None] | (column >= plane.shape[1])
@@ -124,7 +127,7 @@ def _fitted(text: str, size: float, space: int) -> str:
         return plain
     while plain and _text_width(plain + "...", size) > space:
         plain = plain[:-1]
-    return plain + "..."
+    return plain + "..." if plain else ""
 
 
 def _text_width(text: str, size: float) -> int:

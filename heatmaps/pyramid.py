@@ -67,7 +67,7 @@ def write_colours(
 
     Raises
     ------
-    ValueError
+    UsageError
         No such channel, or not `vmin` < `vmax`.
     OutputError
         The file cannot be written.

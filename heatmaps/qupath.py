@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsi.durable import replacing
+from wsi.errors import UsageError
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:tile")
 _THINNEST = 0.02
@@ -63,7 +64,7 @@ class TileClasses:
     def __post_init__(self) -> None:
         written = [_class_name(name) for name in self.names]
         if len(set(written)) != len(written):
-            raise ValueError(f"class names must differ, also as QuPath reads them: {written}")
+            raise UsageError(f"class names must differ, also as QuPath reads them: {written}")
         if self.index.ndim != 1 or not np.issubdtype(self.index.dtype, np.integer):
             raise ValueError(f"a class index is (n,) integers, got {self.index.shape} {self.index.dtype}")
         if len(self.index) and not (self.index.min() >= -1 and self.index.max() < len(self.names)):
@@ -218,7 +219,7 @@ def _class_name(name: str) -> str:
     parts: Sequence[str] = [" ".join(part.split()) for part in name.split(":")]
     kept = [part for part in parts if part]
     if not kept:
-        raise ValueError(f"{name!r} cannot name a class: QuPath needs a name that is not blank")
+        raise UsageError(f"{name!r} cannot name a class in QuPath", action="Give it a name that is not blank")
     return ": ".join(kept)
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsi.errors import UsageError
+
 _FINEST = 32.0
 """Heatmap pixels per stride at most: a score grid holds no more detail than its stride."""
 _LONGEST = 4096
 """Heatmap pixels along the long side at most: this alone bounds memory, whatever the slide."""
 _ENOUGH = 0.25 * (1 - 1e-6)
 """A tile paints the pixels of which it covers this share (where tiles are smaller than pixels: this share of
-a tile). It covers half a pixel of some column and of some row wherever it lies, so no tile is ever lost."""
+a tile). Wherever it lies, it covers half of some pixel along each axis, so no tile is ever lost."""
 _BAND_ROWS = 256
 _CHUNK_TILES = 16_384
 
@@ -45,17 +47,18 @@ class Heatmap:
                 f"a heatmap is (rows, columns, channels) float32, got {self.values.shape} {self.values.dtype}"
             )
         if len(self.channels) != self.values.shape[2] or len(set(self.channels)) != len(self.channels):
-            raise ValueError(f"{self.values.shape[2]} channels need as many different names: {self.channels}")
+            raise UsageError(f"{self.values.shape[2]} channels need as many different names: {self.channels}")
         for name in self.channels:
             if not (name.strip() and name.isprintable()):
-                raise ValueError(f"{name!r} cannot name a channel: give it printable characters")
+                raise UsageError(f"{name!r} cannot name a channel", action="Use printable characters")
         for field in ("scale", "scale_y", "mpp"):
             _check_positive(field, getattr(self, field))
 
     def channel(self, name: str) -> NDArray[np.float32]:
-        """Return the scores of one channel, (rows, columns) float32; ValueError if there is none such."""
+        """Return the scores of one channel, (rows, columns) float32; UsageError if there is none such."""
         if name not in self.channels:
-            raise ValueError(f"the heatmap has no channel {name!r}; it has {', '.join(self.channels)}")
+            known = ", ".join(self.channels)
+            raise UsageError(f"the heatmap has no channel {name!r}", action=f"Choose one of {known}")
         return self.values[:, :, self.channels.index(name)]
 
 

@@ -64,7 +64,7 @@ class Model:
             )
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise UsageError(
-                f"model {self.name!r} has classes {list(self.classes)}; at least two, all different, are needed",
+                f"model {self.name!r} has classes {list(self.classes)}; it needs at least two, all different",
                 action="Check the labels",
             )
 

@@ -54,3 +54,15 @@ def best_precision(device: torch.device) -> Precision:
         capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return Precision.BF16 if fast else Precision.FP32
+
+
+def describe_devices() -> list[tuple[str, str]]:
+    """What `microtome doctor` says of them: (name, value)."""
+    rows = [
+        ("torch threads", str(torch.get_num_threads())),
+        ("precision on the CPU", best_precision(torch.device("cpu")).value),
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        rows.append((f"GPU {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+    return rows

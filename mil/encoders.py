@@ -110,7 +110,7 @@ class Encoder:
     @property
     def key(self) -> str:
         """The name as a folder can bear it."""
-        return re.sub(r"[^\w.-]", "-", self.name)
+        return folder_name(self.name)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the features but precision, as JSON has it. Unequal: never mixed."""
@@ -134,6 +134,11 @@ class Encoder:
             features = self.module(x)  # (b, dim)
         assert isinstance(features, Tensor)
         return features.float()
+
+
+def folder_name(name: str) -> str:
+    """An encoder's name as a folder can bear it: what `TileStore.features` is asked for."""
+    return re.sub(r"[^\w.-]", "-", name)
 
 
 def load_encoder(name: str, *, weights: Path | None = None, device: str = "cpu") -> Encoder:

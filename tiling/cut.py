@@ -72,6 +72,12 @@ class CutRecipe:
         }
 
 
+def recipe_of(*, spec: TileSpec, stain: Mapping[str, Any] | None) -> CutRecipe:
+    """The recipe with which a model's training slides were cut, from what its card says."""
+    fields = {key: value for key, value in (stain or {}).items() if key != "method"}
+    return CutRecipe(spec=spec, stain=Macenko(**fields) if stain else None)
+
+
 def cut_slide(
     slide: Slide,
     store: TileStore,

@@ -1,4 +1,4 @@
-"""`examine`: is this machine, and this output folder, fit for the work?"""
+"""`examine`: whether this machine, and this output folder, are fit for the work."""
 
 from __future__ import annotations
 

@@ -54,6 +54,11 @@ class Output:
         """Slides that have at least one committed item, sorted."""
         return sorted({item.relative_to(self.root).parts[1] for item in self.items()})
 
+    def slides_with_tiles(self) -> dict[str, Path]:
+        """Folders of the slides that were cut, by id."""
+        cut = (self.slide_folder(slide_id) for slide_id in self.slide_ids())
+        return {folder.name: folder for folder in cut if (folder / "store.zarr" / "tiles").is_dir()}
+
     def items(self) -> Iterator[Path]:
         """Every item's folder, whole or damaged, sorted."""
         for base, folders, files in os.walk(self.root / "slides"):

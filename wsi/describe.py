@@ -12,7 +12,9 @@ def describe(slide: Slide) -> dict[str, Any]:
     """Facts of an open slide, JSON-able. Pixels of label and macro images are not read."""
     resolution = slide.resolution
     width, height = slide.size
-    extent = [round(width * resolution.x / 1000, 3), round(height * resolution.y / 1000, 3)] if resolution else None
+    extent = None
+    if resolution:
+        extent = [round(width * resolution.x / 1000, 3), round(height * resolution.y / 1000, 3)]
     return {
         "path": str(slide.path),
         "backend": slide.backend,

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Image = NDArray[np.uint8]
 
+FRINGE_UM = 20.0
+"""How far the pale fringe of a stroke reaches."""
+LEAST_UM2 = 20_000.0
+"""Smaller marks are no strokes: refractile debris glows green and blue along its edges."""
 ON_GLASS = 0.5
 """A mark is ink when no more than this share of its surroundings is tissue."""
 STAIN_SHARE = 0.2
@@ -47,7 +51,7 @@ PENS = (
 )
 
 
-def pen_marks(hue: Image, chroma: Image, tissue: Mask, *, coloured: Mask, fringe_px: float) -> Mask:
+def pen_marks(hue: Image, chroma: Image, tissue: Mask, *, coloured: Mask, mpp: float) -> Mask:
     """Strokes of green, blue and red pen, with the fringe around them.
 
     Parameters
@@ -58,8 +62,8 @@ def pen_marks(hue: Image, chroma: Image, tissue: Mask, *, coloured: Mask, fringe
         ``(h, w)`` bool: what is not glass, ink included.
     coloured
         ``(h, w)`` bool: what has a colour at all.
-    fringe_px
-        How far the pale fringe of a stroke reaches, in pixels.
+    mpp
+        Microns per pixel.
     """
     hues = [pen.has_hue(hue) for pen in PENS]
     inks = [of_hue & (chroma >= pen.chroma) & tissue for pen, of_hue in zip(PENS, hues, strict=True)]
@@ -70,14 +74,17 @@ def pen_marks(hue: Image, chroma: Image, tissue: Mask, *, coloured: Mask, fringe
         if np.count_nonzero(stain & ~of_hue) < STAIN_SHARE * np.count_nonzero(stain):
             continue  # the whole section is of this hue
         # A pale fringe of the same hue is no tissue beside the stroke.
-        strokes = on_glass(ink, tissue & ~of_hue, fringe_px=fringe_px)
+        strokes = on_glass(ink, tissue & ~of_hue, fringe_px=FRINGE_UM / mpp, least_px=LEAST_UM2 / mpp**2)
         if np.count_nonzero(ink & ~strokes) <= STAIN_SHARE * np.count_nonzero(ink):
             marks |= strokes
     return marks
 
 
-def on_glass(ink: Mask, tissue: Mask, *, fringe_px: float) -> Mask:
-    """The marks in `ink`, grown by their fringe, that lie mostly on glass and not within other `tissue`."""
+def on_glass(ink: Mask, tissue: Mask, *, fringe_px: float, least_px: float = 0) -> Mask:
+    """The marks in `ink`, grown by their fringe, that lie mostly on glass and not within other `tissue`.
+
+    Marks of fewer than `least_px` pixels of ink are left out.
+    """
     if not ink.any():
         return ink
     grown = np.asarray(cv2.dilate(ink.astype(np.uint8), disc(fringe_px)))
@@ -90,6 +97,7 @@ def on_glass(ink: Mask, tissue: Mask, *, fringe_px: float) -> Mask:
     around = np.bincount(spread[ring], minlength=count)
     tissue_around = np.bincount(spread[ring & tissue], minlength=count)
     foreign = tissue_around <= ON_GLASS * around
+    foreign &= np.bincount(labels[ink], minlength=count) >= least_px
     foreign[0] = False
     return np.asarray(foreign[labels], np.bool_)
 

@@ -226,7 +226,7 @@ class _Tiff:
         count_type, next_type = ("u8" if self.big else "u2"), ("u8" if self.ndpi else self.word)
         count = self.number(position, count_type, name)
         if not 0 < count <= _MAX_FIELDS:
-            self.fail(f"{name} is damaged ({count:,} fields)")
+            self.fail(f"{name} is damaged or cut off ({count:,} fields)")
         entry = np.dtype([("tag", "u2"), ("kind", "u2"), ("count", self.word), ("value", self.word)])
         entry = entry.newbyteorder(self.order)  # type: ignore[arg-type]  # one of "<", ">"
         start = position + int(count_type[1])

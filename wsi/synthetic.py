@@ -22,6 +22,7 @@ import numpy.typing as npt
 import tifffile
 
 from wsi.durable import make_folder, replacing, write_file
+from wsi.errors import UsageError
 from wsi.specimen import (
     MASK_SCALE,
     Bools,
@@ -73,9 +74,9 @@ def write_slide(
     path
         ``.svs`` gives an Aperio-like file, ``.tif`` or ``.tiff`` a generic pyramidal TIFF.
     seed
-        Chooses tissue, stains and lesion. Outside its lesion, a slide is that of the same seed without one.
+        Chooses tissue, stains and lesion.
     lesion
-        Whether to put a lesion into the tissue.
+        Whether to put a lesion into the tissue. Around it, the slide is that of the same seed without one.
     size
         (width, height) of level 0, at least 256 each.
     mpp
@@ -84,19 +85,30 @@ def write_slide(
         Edge of the JPEG tiles, a multiple of 16.
     label_image
         Whether an ``.svs`` also holds a label and a macro image.
+
+    Raises
+    ------
+    UsageError
+        A slide too small, or tiles that JPEG blocks of 16 pixels do not fill.
     """
     if min(size) < 256 or tile_px % 16:
-        raise ValueError(f"a slide of {size} in tiles of {tile_px}: at least 256 x 256, tiles in steps of 16")
-    rngs = np.random.default_rng(seed).spawn(4)
-    specimen = draw_specimen(rngs[0], size=size, mpp=mpp or _ASSUMED_MPP)
-    if lesion:
-        specimen = with_lesion(rngs[1], specimen)
-    pixels = paint(rngs[2], specimen, draw_stains(rngs[3]))
+        found = f"a slide of {size[0]} x {size[1]} pixels in tiles of {tile_px}"
+        raise UsageError(found, path=path, action="Ask for at least 256 x 256 and tiles in steps of 16")
+    pixels, mask = _draw(seed, lesion=lesion, size=size, mpp=mpp or _ASSUMED_MPP)
     if path.suffix.lower() == ".svs":
         _write_svs(path, pixels, mpp=mpp, tile_px=tile_px, label_image=label_image)
     else:
         _write_tiff(path, pixels, mpp=mpp, tile_px=tile_px)
-    return SyntheticSlide(path=path, lesion=specimen.lesion, lesion_scale=float(MASK_SCALE))
+    return SyntheticSlide(path=path, lesion=mask, lesion_scale=float(MASK_SCALE))
+
+
+def _draw(seed: int, *, lesion: bool, size: tuple[int, int], mpp: float) -> tuple[Bytes, Bools]:
+    """The pixels of level 0 and the mask of the lesion; each step has its own stream of lots."""
+    streams = np.random.default_rng(seed).spawn(4)
+    specimen = draw_specimen(streams[0], size=size, mpp=mpp)
+    if lesion:
+        specimen = with_lesion(streams[1], specimen)
+    return paint(streams[2], specimen, draw_stains(streams[3])), specimen.lesion
 
 
 def write_cohort(

@@ -1,13 +1,13 @@
 """Where the tissue is: `find_tissue(slide)` gives a `TissueMask`.
 
-The default method thresholds hue, lightness and saturation (HLS) *relative to the glass*. In short:
+The default method thresholds hue, lightness and saturation (HLS) *relative to the glass*:
 
 1. the colour of the glass is estimated and divided out, so that glass is white whatever the lamp;
-2. what is darker than glass, and not black, is a candidate: lightness finds pale tissue that has hardly
-   any colour, which saturation alone cannot (it is unstable near white);
-3. holes are filled and specks dropped by area;
-4. a piece stays if enough of it is coloured: dust, fibres and scratches are grey. Pen is dropped where its
-   colour is one that the stain does not have.
+2. what is darker than glass is a candidate: lightness finds pale tissue that has hardly any colour, which
+   saturation cannot (near white it is unstable);
+3. black marks and strokes of pen are taken out where they lie on glass;
+4. gaps are closed, holes filled and specks dropped by area;
+5. a piece stays if enough of it is coloured, by saturation and chroma: dust, fibres and scratches are grey.
 
 Everything works on one thumbnail at `TISSUE_MPP`; all lengths are in microns and all areas in µm², so that
 a mask at another resolution finds the same tissue.
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsi.outline import rings
-from wsi.pen import disc, on_glass, pen_marks
+from wsi.pen import FRINGE_UM, disc, on_glass, pen_marks
 from wsi.slide import Slide
 
 TISSUE_MPP = 8.0
@@ -155,8 +155,7 @@ class TissueMask:
             raise ValueError(f"origins must have the shape (n, 2), got {corners.shape}")
         if not (width > 0 and height > 0):
             raise ValueError(f"a rectangle needs a positive size, got {width:g} x {height:g}")
-        total = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
-        np.cumsum(np.cumsum(self.mask, axis=0, dtype=np.float64), axis=1, out=total[1:, 1:])
+        total = np.asarray(cv2.integral(self.mask.astype(np.uint8)), np.int32)
         left, top = corners[:, 0] / self.scale_x, corners[:, 1] / self.scale_y
         right, bottom = (corners[:, 0] + width) / self.scale_x, (corners[:, 1] + height) / self.scale_y
         tissue = _at(total, bottom, right) - _at(total, top, right)
@@ -175,15 +174,15 @@ class TissueMask:
         """
         return [ring * (self.scale_x, self.scale_y) for ring in rings(self.mask)]
 
-    def look(self, thumbnail: Image) -> Image:
-        """The thumbnail (of any size) with the outline drawn: ``(h, w, 3)`` uint8."""
+    def look(self, thumbnail: Image, *, colour: tuple[int, int, int] = (0, 160, 0)) -> Image:
+        """The thumbnail (of any size) with the outline drawn: ``(h, w, 3)`` uint8, a copy."""
         picture = np.ascontiguousarray(thumbnail).copy()
         rows, columns = self.mask.shape
         scale = (picture.shape[1] / columns, picture.shape[0] / rows)
         # OpenCV counts from pixel centres, in sixteenths of a pixel.
         lines = [np.rint((ring * scale - 0.5) * 16).astype(np.int32) for ring in rings(self.mask)]
         thickness = max(1, round(max(picture.shape[:2]) / 600))
-        cv2.polylines(picture, lines, True, (0, 160, 0), thickness, cv2.LINE_AA, 4)
+        cv2.polylines(picture, lines, True, colour, thickness, cv2.LINE_AA, 4)
         return picture
 
 
@@ -219,14 +218,13 @@ def glass_colour(thumbnail: Image, method: HlsThresholds = HlsThresholds()) -> N
     Pure white is left out: it is padding of what was not scanned, or glass that needs no correction.
     """
     lowest, highest = _range(thumbnail)
-    bright = (lowest >= method.glass_lightness) & (lowest < 255)
-    glass = thumbnail[bright & (highest - lowest <= method.glass_chroma)]
-    if len(glass) < GLASS_SHARE * lowest.size:
+    glass = (lowest >= method.glass_lightness) & (lowest < 255) & (highest - lowest <= method.glass_chroma)
+    if np.count_nonzero(glass) < max(GLASS_SHARE * glass.size, 1):
         return None
+    inside = glass.astype(np.uint8)
+    counts = [cv2.calcHist([thumbnail], [i], inside, [256], [0, 256]).ravel() for i in range(3)]
     # Smoothed: the peak of noisy glass is broad, and JPEG leaves combs in it.
-    kernel = [1, 2, 3, 2, 1]
-    counts = [np.convolve(np.bincount(channel, minlength=256), kernel, "same") for channel in glass.T]
-    return np.array([np.argmax(count) for count in counts], np.float64)
+    return np.array([np.argmax(np.convolve(count, [1, 2, 3, 2, 1], "same")) for count in counts], np.float64)
 
 
 def _by_hls(thumbnail: Image, mpp: float, method: HlsThresholds) -> Mask:
@@ -246,10 +244,9 @@ def _by_hls(thumbnail: Image, mpp: float, method: HlsThresholds) -> Mask:
 
     black = (lightness < method.black_lightness) & (chroma < method.black_chroma)
     coloured = _is_coloured(relative, mpp, method) & candidates & ~black
-    fringe_px = method.close_radius_um / mpp
-    foreign = on_glass(black & candidates, candidates, fringe_px=fringe_px)
+    foreign = on_glass(black & candidates, candidates, fringe_px=FRINGE_UM / mpp)
     if method.drop_pen:
-        foreign |= pen_marks(hue, chroma, candidates, coloured=coloured, fringe_px=fringe_px)
+        foreign |= pen_marks(hue, chroma, candidates, coloured=coloured, mpp=mpp)
     candidates &= ~foreign
     pieces = _clean(candidates, mpp, method)
     return _keep_coloured(pieces, coloured & candidates, candidates, least=method.min_coloured)
@@ -332,7 +329,7 @@ def _keep_coloured(pieces: Mask, coloured: Mask, candidates: Mask, *, least: flo
 
 
 def _at(
-    total: NDArray[np.float64], row: NDArray[np.float64], column: NDArray[np.float64]
+    total: NDArray[np.int32], row: NDArray[np.float64], column: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The integral image at fractional positions: inside a pixel it is bilinear, so this is exact."""
     row, column = np.clip(row, 0, total.shape[0] - 1), np.clip(column, 0, total.shape[1] - 1)

@@ -50,6 +50,24 @@ def test_only_pixels_under_a_tile_change(thumbnail, heatmap):
     assert colours == {tuple(pixel) for pixel in colour(scores, vmin=0, vmax=1).tolist()}
 
 
+def test_tiles_lie_right_where_the_slides_pixels_are_not_square():
+    mpp_x, mpp_y, step = 0.25, 0.5, 4.0  # microns; the thumbnail has `step` microns per pixel
+    heatmap = paint(
+        [[512, 768]],
+        [[1.0]],
+        channels=("tumour",),
+        tile=(512, 256),
+        stride=(512, 256),
+        slide_size=(2048, 1536),
+        slide_mpp=(mpp_x + mpp_y) / 2,
+    )
+    white = np.full((round(1536 * mpp_y / step), round(2048 * mpp_x / step), 3), 255, np.uint8)
+    drawn = draw_overlay(white, heatmap, "tumour", thumbnail_scale=step / mpp_x)[: len(white), :128]
+    rows, columns = np.nonzero((drawn != 255).any(axis=2))
+    assert (columns.min(), columns.max() + 1) == (512 * mpp_x / step, 1024 * mpp_x / step)
+    assert (rows.min(), rows.max() + 1) == (768 * mpp_y / step, 1024 * mpp_y / step)
+
+
 def test_alpha_mixes_the_colour_with_the_grey_of_the_tissue(thumbnail, heatmap):
     inside = under_a_tile(thumbnail.shape)
     grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)[inside][:, None].astype(float)
@@ -104,8 +122,12 @@ def test_any_thumbnail_and_any_name_can_be_drawn(name):
     )
     for height, width in ((1, 1), (40, 9), (9, 3000)):
         white = np.full((height, width, 3), 255, np.uint8)
-        drawn = draw_overlay(white, heatmap, name, thumbnail_scale=64 / min(height, width))
-        assert drawn.shape[1] == max(width, 240)
+        scale = 64 / min(height, width)
+        # Numbers as long as they come.
+        drawn = draw_overlay(
+            white, heatmap, name, thumbnail_scale=scale, vmin=-1.23456e-100, vmax=1.23456e200
+        )
+        assert drawn.shape[1] == max(width, 320)
         assert (drawn[:, -1] == 255).all()  # nothing runs out of the picture
         present = {tuple(pixel) for pixel in drawn[height:].reshape(-1, 3).tolist()}
         assert tuple(colour_table()[-1].tolist()) in present

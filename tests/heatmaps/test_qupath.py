@@ -18,7 +18,7 @@ SLIDE = (3000, 2100)
 ORIGINS = np.stack(np.meshgrid(np.arange(0, 2800, 506), np.arange(0, 2100, 506)), axis=-1).reshape(-1, 2)
 SOUND = {
     "origins": ORIGINS,
-    "tile": (505.6, 505.6),
+    "tile": (505.637, 505.637),
     "slide_size": SLIDE,
     "measurements": {"Prob: tumour": np.linspace(0, 1, len(ORIGINS))},
     "slide_id": "S1",
@@ -101,7 +101,7 @@ def test_tiles_come_back_in_place_order_and_number(tmp_path):
     for feature, origin, value in zip(features, ORIGINS, SOUND["measurements"]["Prob: tumour"], strict=True):
         (ring,) = feature["geometry"]["coordinates"]
         assert ring[0] == origin.tolist()
-        np.testing.assert_allclose(ring[2], np.minimum(origin + 505.6, SLIDE), atol=0.005)
+        np.testing.assert_allclose(ring[2], np.minimum(origin + 505.637, SLIDE), atol=0.005)
         assert np.float32(feature["properties"]["measurements"]["Prob: tumour"]) == np.float32(value)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the pre-flight: every damaged file is refused by name, no sound one is, and nothing waits or grows."""
+"""Laws of the pre-flight: damaged files are refused by name, sound ones pass, nothing waits or grows."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_subifds_are_seen_and_checked(tmp_path: Path) -> None:
     with tifffile.TiffFile(path) as tiff:
         entry = tiff.pages[0].pages[1].tags[WIDTH].offset
     patch(path, entry, struct.pack("<HHII", WIDTH, 4, 1, 4000))
-    assert re.search(r"needs \d+ tiles and lists 2", refusal(path))
+    assert re.search(r"needs \d+ tiles and lists \d+", refusal(path))
 
 
 def test_a_tile_of_no_bytes_is_legal(tiled: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_header_without_directories(tmp_path: Path) -> None:
 def test_a_directory_of_an_absurd_number_of_fields(tiled: Path, fields: int) -> None:
     start, _ = directory_at(tiled, 1)
     patch(tiled, start, struct.pack("<H", fields))
-    assert refusal(tiled) == f"directory 1 is damaged ({fields:,} fields)"
+    assert refusal(tiled) == f"directory 1 is damaged or cut off ({fields:,} fields)"
 
 
 @pytest.mark.parametrize("tag", [TILE_OFFSETS, TILE_COUNTS])
@@ -394,7 +394,7 @@ def test_ndpi_of_more_than_4_gib(tmp_path: Path) -> None:
     beyond = ndpi(tmp_path / "t.ndpi", start=start, pixels_at=start + 2**33)
     assert refusal(beyond).startswith("truncated: 1 of 1 strips")
     os.truncate(beyond, start + 20)
-    assert refusal(beyond).startswith("truncated: ")
+    assert "cut off" in refusal(beyond)
 
 
 @pytest.mark.timeout(120)

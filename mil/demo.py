@@ -1,0 +1,101 @@
+"""`demonstrate`: the main job on slides whose lesions are known, by the commands that a user types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mil.checkpoint import load_model
+from mil.evaluation import localisation_auc
+from mil.study import held_out
+from tiling.output import Output
+from tiling.store import TileStore
+from wsi.errors import MicrotomeError
+from wsi.synthetic import SyntheticSlide, write_cohort
+from wsi.tissue import TissueMask
+
+Command = Callable[[Sequence[str]], int]
+"""Runs one command line; returns its exit code."""
+
+SEED = 20
+SLIDES = 24
+SIZE = (4096, 3072)
+MODEL_NAME = "demo-model"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo measured on the held-out slides."""
+
+    held_out_slides: int
+    """How many there are."""
+    slide_auc: float | None
+    """Of the slides' tumour probability against their label."""
+    localisation_auc: Mapping[str, float]
+    """Of tile scores against the known lesion, for each held-out slide with one."""
+    attention_auc: Mapping[str, float]
+    """The same for attention, for comparison."""
+
+
+def demonstrate(folder: Path, command: Command, *, say: Callable[[str], None]) -> DemoResult:
+    """Write a cohort, and take it through tile, encode, train and run.
+
+    Parameters
+    ----------
+    folder
+        Where slides (``slides/``), results (``results/``) and the model go. What is there is kept.
+    command
+        Runs a command line of ours.
+    say
+        Told each command before it runs.
+
+    Raises
+    ------
+    MicrotomeError
+        One of the commands failed.
+    """
+    slides, results = folder / "slides", folder / "results"
+    model, labels = folder / MODEL_NAME, slides / "labels.csv"
+
+    def microtome(*words: str) -> None:
+        say("$ microtome " + " ".join(words))
+        if command(words):
+            raise MicrotomeError("the demo stopped: the command above failed")
+
+    say(f"Writing {SLIDES} synthetic slides, every second with a lesion, to {slides}")
+    cohort = write_cohort(slides, count=SLIDES, seed=SEED, size=SIZE)
+    microtome("tile", str(slides), "-o", str(results), "--mpp", "1", "--tile-size", "224")
+    microtome("encode", str(results))
+    if not model.exists():
+        microtome("train", str(results), "--labels", str(labels), "-m", str(model))
+    microtome("predict", str(results), "-m", str(model))
+    microtome("heatmap", str(results), "-m", str(model))
+    microtome("verify", str(results), "--full")
+    return measure(Output(results), labels, model, cohort)
+
+
+def measure(output: Output, labels: Path, model_folder: Path, cohort: Sequence[SyntheticSlide]) -> DemoResult:
+    """Hold the committed scores against labels and lesions of the held-out slides."""
+    model, _ = load_model(model_folder)
+    result = held_out(output, labels, model)
+    truth = {slide.path.stem: slide for slide in cohort}
+    by_score, by_attention = {}, {}
+    for slide_id in result.slide_ids:
+        store = TileStore(output, slide_id)
+        share = lesion_share(store, truth[slide_id])
+        scores, attention = store.scores(model.name)
+        found = localisation_auc(scores[:, -1], share)
+        attended = localisation_auc(attention, share)
+        if found is not None and attended is not None:
+            by_score[slide_id], by_attention[slide_id] = found, attended
+    return DemoResult(len(result.slide_ids), result.auc, by_score, by_attention)
+
+
+def lesion_share(store: TileStore, slide: SyntheticSlide) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """``(n,)``: share of each tile's footprint that lies in the known lesion."""
+    mask = TissueMask(slide.lesion, slide.lesion_scale, slide.lesion_scale, mpp=slide.lesion_scale)
+    width, height = store.record["tile_level0"]
+    return np.asarray(mask.fraction(store.origins, width=width, height=height))

@@ -1,0 +1,203 @@
+"""The label table: which slide shows what, whose it is, and what it is for. A CSV file that people edit."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from wsi.errors import UsageError
+
+_REQUIRED = ("slide_id", "label")
+_OPTIONAL = ("patient", "split")
+
+
+class Split(Enum):
+    """What a slide is for."""
+
+    TRAIN = "train"
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class SlideLabel:
+    """One line of the table."""
+
+    slide_id: str
+    """As in the output: the slide file's name without its suffix."""
+    label: str
+    """Name of the class."""
+    patient: str | None
+    """Whose slide it is; None where the table does not say."""
+    split: Split | None
+    """What it is for; None where the table does not say."""
+    line: int
+    """Where it stands in the file, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """A sound table: no slide twice, at least two classes to learn, no patient on both sides of the split."""
+
+    path: Path
+    """The file."""
+    rows: tuple[SlideLabel, ...]
+    """In the file's order."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, sorted: a label's index is its place here."""
+        return tuple(sorted({row.label for row in self.rows}))
+
+    def of(self, split: Split) -> tuple[SlideLabel, ...]:
+        """The slides of one side; without a split column all are for training."""
+        return tuple(row for row in self.rows if (row.split or Split.TRAIN) is split)
+
+
+def read_labels(path: Path) -> LabelTable:
+    """Read a CSV file with columns ``slide_id,label`` and, if wanted, ``patient`` and ``split``.
+
+    UTF-8 with or without a byte-order mark, any line ends. All is text: a slide called 007 keeps its zeros.
+    Blanks around a value are dropped; other columns are left alone.
+
+    Raises
+    ------
+    UsageError
+        Anything that would make a wrong experiment out of the table; lines are named.
+    """
+    rows = tuple(_parse(path, _read_text(path)))
+    if not rows:
+        raise _refused(path, "holds no slides", "Add a line 'slide_id,label' for each slide")
+    _refuse_repeats(path, rows)
+    _refuse_look_alikes(path, rows)
+    _refuse_leaks(path, rows)
+    table = LabelTable(path, rows)
+    trained = {row.label for row in table.of(Split.TRAIN)}
+    if len(trained) < 2:
+        found = f"one label ({trained.pop()!r})" if trained else "no slides"
+        raise _refused(path, f"has {found} to train on", "Label slides of at least two classes for training")
+    unseen = [row for row in table.of(Split.TEST) if row.label not in trained]
+    if unseen:
+        raise _refused(
+            path,
+            f"tests on labels that are not trained on: {unseen[0].label!r} ({_lines(unseen)})",
+            "Move one such slide to train, or leave them out",
+        )
+    return table
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise _refused(path, "there is no such file", "Check the path given to --labels") from error
+    except OSError as error:
+        raise _refused(path, f"cannot be read ({error.strerror})", "Give a CSV file") from error
+    except UnicodeDecodeError as error:
+        raise _refused(path, f"is not UTF-8 text (byte {error.start})", "Save it as CSV UTF-8") from error
+
+
+def _parse(path: Path, text: str) -> Iterator[SlideLabel]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        places = _places(path, header)
+        for values in reader:
+            line = reader.line_num
+            if not any(value.strip() for value in values):
+                continue
+            if len(values) != len(header):
+                raise _refused(
+                    path,
+                    f"line {line} has {len(values)} values under {len(header)} columns",
+                    "Put values that hold a comma in double quotes",
+                )
+            named = {name: values[place].strip() for name, place in places.items()}
+            blank = [name for name, value in named.items() if not value]
+            if blank:
+                raise _refused(path, f"line {line} has no {blank[0]}", "Fill it in, or delete the line")
+            yield SlideLabel(
+                named["slide_id"],
+                named["label"],
+                named.get("patient"),
+                _split(path, named.get("split"), line),
+                line,
+            )
+    except csv.Error as error:
+        raise _refused(path, f"line {reader.line_num} is not CSV ({error})", "Correct the line") from error
+
+
+def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """Where each column that concerns us stands."""
+    missing = [name for name in _REQUIRED if name not in header]
+    if missing:
+        found = ", ".join(header) if any(header) else "none"
+        raise _refused(
+            path,
+            f"has no column {' nor '.join(missing)} (columns found: {found})",
+            "The first line must be: slide_id,label[,patient][,split], with commas",
+        )
+    twice = [name for name in (*_REQUIRED, *_OPTIONAL) if header.count(name) > 1]
+    if twice:
+        raise _refused(path, f"has the column {twice[0]} twice", "Delete or rename one")
+    return {name: header.index(name) for name in (*_REQUIRED, *_OPTIONAL) if name in header}
+
+
+def _split(path: Path, value: str | None, line: int) -> Split | None:
+    if value is None:
+        return None
+    try:
+        return Split(value.lower())
+    except ValueError as error:
+        raise _refused(path, f"line {line} has split {value!r}", "Use train or test") from error
+
+
+def _refuse_repeats(path: Path, rows: Iterable[SlideLabel]) -> None:
+    lines: dict[str, list[SlideLabel]] = defaultdict(list)
+    for row in rows:
+        lines[row.slide_id].append(row)
+    for slide_id, same in lines.items():
+        if len(same) > 1:
+            raise _refused(path, f"names slide {slide_id!r} more than once ({_lines(same)})", "Keep one line")
+
+
+def _refuse_look_alikes(path: Path, rows: Iterable[SlideLabel]) -> None:
+    """``Tumour`` and ``tumour`` are one class to whoever wrote them, and two to a program."""
+    spelled: dict[str, SlideLabel] = {}
+    for row in rows:
+        first = spelled.setdefault(row.label.casefold(), row)
+        if first.label != row.label:
+            raise _refused(
+                path,
+                f"spells one label in two ways: {first.label!r} in line {first.line}, {row.label!r} in line "
+                f"{row.line}",
+                "Use one spelling",
+            )
+
+
+def _refuse_leaks(path: Path, rows: Iterable[SlideLabel]) -> None:
+    seen: dict[str, SlideLabel] = {}
+    for row in rows:
+        if row.patient is None or row.split is None:
+            continue
+        first = seen.setdefault(row.patient, row)
+        if first.split is not row.split:
+            raise _refused(
+                path,
+                f"has patient {row.patient!r} in both train and test ({_lines([first, row])})",
+                "Keep all slides of a patient on one side: the test would not be one",
+            )
+
+
+def _lines(rows: Sequence[SlideLabel]) -> str:
+    numbers = [str(row.line) for row in rows[:5]]
+    more = ", ..." if len(rows) > 5 else ""
+    return f"line{'s' if len(rows) > 1 else ''} {', '.join(numbers)}{more}"
+
+
+def _refused(path: Path, reason: str, action: str) -> UsageError:
+    return UsageError(reason, path=path, action=action)

@@ -1,0 +1,166 @@
+"""Laws of checkpoints: what is saved comes back, and nothing else does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save as to_safetensors
+
+from mil.checkpoint import Model, describe, load_model, save_model
+from mil.features import FeatureRecipe
+from mil.heads import Head, build_head
+from tiling.commit import begin, canonical
+from tiling.grid import TileSpec
+from wsi.errors import RecipeError, UsageError
+
+FEATURES = FeatureRecipe(
+    encoder={"name": "timm:test_vit", "dim": 8, "mean": [0.5, 0.5, 0.5], "weights": "untrained seed 1"},
+    spec=TileSpec(size_px=128, mpp=0.5),
+    stain={"method": "Macenko", "light": 240.0},
+)
+CLASSES = ("normal", "tumour")
+
+
+def small_head(seed: int = 0) -> Head:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_head("gated_abmil", dim=8, classes=2, settings={"hidden": 6, "attention": 4})
+
+
+def card(head: Head, **changes: Any) -> Model:
+    model = describe(
+        head, name="demo", classes=CLASSES, features=FEATURES, training={"epochs": 3, "slides": ["a", "b"]}
+    )
+    return dataclasses.replace(model, **changes)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    head = small_head()
+    save_model(tmp_path / "demo", head, card(head))
+    return tmp_path / "demo"
+
+
+def republish(folder: Path, change: Callable[[dict[str, Any]], Any], *, weights: bytes | None = None) -> Path:
+    """The same model with another card or other weights, committed as if it were sound."""
+    content = json.loads((folder / "model.json").read_bytes())
+    change(content)
+    draft = begin(folder.parent / "changed", {"step": "test"}, work=folder.parent / ".work")
+    (draft.folder / "model.json").write_bytes(canonical(content))
+    data = (folder / "weights.safetensors").read_bytes() if weights is None else weights
+    (draft.folder / "weights.safetensors").write_bytes(data)
+    draft.publish({})
+    return draft.item
+
+
+def test_what_is_saved_comes_back(saved: Path) -> None:
+    model, head = load_model(saved)
+    assert model == card(small_head())
+    for name, tensor in small_head().state_dict().items():
+        assert torch.equal(tensor, head.state_dict()[name])
+    assert not head.training
+    assert head.settings == {"hidden": 6, "attention": 4, "dropout": 0.25}
+
+
+def test_the_same_model_is_the_same_bytes_and_saving_it_again_does_nothing(saved: Path) -> None:
+    head = small_head()
+    other = saved.parent / "elsewhere" / "demo"
+    first = save_model(saved, head, card(head))
+    assert save_model(other, head, card(head)) == first
+    for name in ("weights.safetensors", "model.json", "commit.json"):
+        assert (other / name).read_bytes() == (saved / name).read_bytes()
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "commit.json",
+        "model.json",
+        "weights.safetensors",
+    ]
+    assert not (saved.parent / ".work").exists()
+
+
+def test_another_model_in_the_way_is_kept(saved: Path) -> None:
+    head = small_head(seed=1)
+    with pytest.raises(RecipeError, match="another model is there already"):
+        save_model(saved, head, card(head))
+    (saved / "model.json").unlink()
+    with pytest.raises(RecipeError, match="not a sound model"):
+        save_model(saved, head, card(head))
+    assert load_model_fails(saved)
+
+
+def load_model_fails(folder: Path) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        load_model(folder)
+    assert caught.value.path
+    assert caught.value.action
+    assert len(str(caught.value).splitlines()) == 1
+    return caught.value
+
+
+def test_a_missing_model_a_file_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
+    assert "no such model" in load_model_fails(tmp_path / "none").reason
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pth")
+    assert "is a file" in load_model_fails(tmp_path / "model.pth").reason
+    (tmp_path / "folder").mkdir()
+    assert "no commit.json" in load_model_fails(tmp_path / "folder").reason
+
+
+@pytest.mark.parametrize("name", ["commit.json", "model.json", "weights.safetensors"])
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-1], lambda data: b"", lambda data: data[:99] + b"?" + data[100:]]
+)
+def test_damage_is_refused(saved: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    (saved / name).write_bytes(change((saved / name).read_bytes()))
+    assert str(saved) in load_model_fails(saved).path  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["commit.json", "model.json", "weights.safetensors"])
+def test_a_missing_file_is_refused(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    assert name in str(load_model_fails(saved))
+
+
+def test_another_version_is_refused(saved: Path) -> None:
+    error = load_model_fails(republish(saved, lambda content: content.update(format=2)))
+    assert "version 2; this program reads version 1" in error.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c.update(classes=["a", "b", "c"]), r"another shape \(W.bias, W.weight\)"),
+        (lambda c: c.update(classes=["a"]), "at least two"),
+        (lambda c: c.update(classes=["a", "a"]), "at least two"),
+        (lambda c: c.update(name="../evil"), "cannot be a model's name"),
+        (lambda c: c.update(head="transmil"), "no head 'transmil'"),
+        (lambda c: c.update(settings={"depth": 3}), "does not take these settings"),
+        (lambda c: c["settings"].update(hidden=7), "another shape"),
+        (lambda c: c["features"]["encoder"].update(dim=9), "another shape"),
+        (lambda c: c.pop("encoder", c.pop("features")), "unreadable"),
+        (lambda c: c.update(weights_sha256="0" * 64), "does not hold the weights"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(
+    saved: Path, change: Callable[[dict[str, Any]], Any], reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        load_model(republish(saved, change))
+
+
+def test_weights_of_another_kind_are_refused(saved: Path) -> None:
+    pickled = saved.parent / "w.pth"
+    torch.save(small_head().state_dict(), pickled)
+    error = load_model_fails(republish(saved, lambda _: None, weights=pickled.read_bytes()))
+    assert "not a whole safetensors file" in error.reason
+
+
+def test_swapped_weights_of_the_same_shape_are_refused(saved: Path) -> None:
+    error = load_model_fails(
+        republish(saved, lambda _: None, weights=to_safetensors(dict(small_head(seed=9).state_dict())))
+    )
+    assert "does not hold the weights that model.json describes" in error.reason

@@ -1,0 +1,145 @@
+"""Laws of encoding: every tile once, the same bytes however often it was interrupted, and no NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mil.device import Precision
+from mil.encode import encode_slide, encode_tiles
+from mil.encoders import Encoder, untrained_encoder
+from tiling.store import TileStore
+from wsi.errors import DamagedError, MicrotomeError, RecipeError, UsageError
+
+MakeStore = Callable[..., TileStore]
+KEY = "timm-test_vit"
+ITEM = f"features/{KEY}"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class FailsAfter(torch.nn.Module):
+    """Counts batches, and breaks down after so many."""
+
+    def __init__(self, module: torch.nn.Module, batches: int) -> None:
+        super().__init__()
+        self.inner, self.left, self.seen = module, batches, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.seen == self.left:
+            raise KeyboardInterrupt
+        self.seen += 1
+        return self.inner(x)
+
+
+class Overflows(torch.nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.zeros(len(x), 64)
+        features[1, 3] = self.value
+        return features
+
+
+def test_features_are_those_of_the_encoder(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    store = make_store()
+    seen: list[tuple[int, int]] = []
+    encode_slide(
+        store, tiny_encoder, precision=Precision.FP32, batch_size=3, progress=lambda *done: seen.append(done)
+    )
+    features = store.features(KEY)
+    assert features.dtype == np.float16
+    assert features.shape == (11, 64)
+    expected = tiny_encoder(torch.from_numpy(store.read_pixels(slice(0, 11)))).numpy()
+    np.testing.assert_allclose(features, expected, atol=2e-3)
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+
+
+def test_the_commit_says_what_was_done(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    store = make_store()
+    commit = encode_slide(store, tiny_encoder, precision=Precision.BF16)
+    assert commit.recipe["encoder"] == tiny_encoder.identity()
+    assert commit.recipe["precision"] == "bf16"
+    assert commit.recipe["tiles"] == store.tiles.digest
+    assert store.find(ITEM) == commit
+
+
+def test_a_second_run_computes_nothing(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    store = make_store()
+    first = encode_slide(store, tiny_encoder)
+    idle = dataclasses.replace(tiny_encoder, module=FailsAfter(tiny_encoder.module, 0))
+    assert encode_slide(store, idle) == first
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 4, 5])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    make_store: MakeStore, tiny_encoder: Encoder, batches: int
+) -> None:
+    """Batches of 2 in shards of 4, 4 and 3: six of them."""
+    whole, torn = make_store(folder="whole"), make_store(folder="torn")
+    encode_slide(whole, tiny_encoder, batch_size=2)
+    dying = FailsAfter(tiny_encoder.module, batches)
+    with pytest.raises(KeyboardInterrupt):
+        encode_slide(torn, dataclasses.replace(tiny_encoder, module=dying), batch_size=2)
+    assert torn.find(ITEM) is None
+    rest = FailsAfter(tiny_encoder.module, 99)
+    encode_slide(torn, dataclasses.replace(tiny_encoder, module=rest), batch_size=2)
+    assert rest.seen == 6 - batches // 2 * 2  # finished shards are kept
+    assert tree(torn.folder) == tree(whole.folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 70_000.0])
+def test_numbers_that_are_none_are_refused_with_encoder_and_tile(
+    make_store: MakeStore, tiny_encoder: Encoder, value: float
+) -> None:
+    store = make_store()
+    broken = dataclasses.replace(tiny_encoder, module=Overflows(value))
+    with pytest.raises(MicrotomeError, match=r"timm:test_vit.*tile at \(32, 64\) of slide 'slide-1'"):
+        encode_slide(store, broken)
+    assert store.find(ITEM) is None
+
+
+def test_another_identity_or_precision_is_refused(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    store = make_store()
+    encode_slide(store, tiny_encoder, precision=Precision.FP32)
+    with pytest.raises(RecipeError, match="untrained seed"):
+        encode_slide(store, untrained_encoder("timm:test_vit", seed=2), precision=Precision.FP32)
+    with pytest.raises(RecipeError, match="precision fp32, not bf16"):
+        encode_slide(store, tiny_encoder, precision=Precision.BF16)
+
+
+def test_a_lost_shard_is_damage_never_zeros(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    store = make_store()
+    encode_slide(store, tiny_encoder)
+    (store.path(ITEM) / "c" / "1" / "0").unlink()
+    with pytest.raises(DamagedError):
+        store.features(KEY)
+
+
+def test_a_store_without_tiles_is_refused(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    store = TileStore(make_store().output, "another")
+    with pytest.raises(UsageError, match="has no tiles"):
+        encode_slide(store, tiny_encoder)
+
+
+def test_the_batch_size_changes_the_last_bit_at_most(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    pixels = make_store().read_pixels(slice(0, 11))
+    by = {n: encode_tiles(tiny_encoder, pixels, precision=Precision.FP32, batch_size=n) for n in (1, 4, 64)}
+    np.testing.assert_allclose(by[1], by[4], atol=1e-5)
+    np.testing.assert_allclose(by[1], by[64], atol=1e-5)
+
+
+def test_encoding_is_reproducible_to_the_bit(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    pixels = make_store().read_pixels(slice(0, 11))
+    for precision in Precision:
+        first, second = (encode_tiles(tiny_encoder, pixels, precision=precision) for _ in range(2))
+        assert first.tobytes() == second.tobytes()

@@ -1,0 +1,103 @@
+"""Laws of the label table: a sound one is read as it was meant, any other is refused with its lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mil.labels import LabelTable, Split, read_labels
+from wsi.errors import UsageError
+
+GOOD = "slide_id,label,patient,split\n007,tumour,p1,train\ns2,normal,p2,train\ns3,normal,p3,test\n"
+
+
+def read(tmp_path: Path, content: str | bytes) -> LabelTable:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_labels(path)
+
+
+def test_a_table_is_read_as_text(tmp_path: Path) -> None:
+    table = read(tmp_path, GOOD)
+    assert [row.slide_id for row in table.rows] == ["007", "s2", "s3"]
+    assert table.classes == ("normal", "tumour")
+    assert [row.slide_id for row in table.of(Split.TEST)] == ["s3"]
+    assert [row.patient for row in table.of(Split.TRAIN)] == ["p1", "p2"]
+    assert [row.line for row in table.rows] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "\ufeff" + GOOD,
+        GOOD.replace("\n", "\r\n"),
+        GOOD.replace(",", " , "),
+        GOOD.rstrip(),
+        '"slide_id",label,patient,split\n"007","tumour",p1,TRAIN\ns2,normal,p2,train\ns3,normal,p3,test\n',
+    ],
+)
+def test_spelling_does_not_matter(tmp_path: Path, spelled: str) -> None:
+    assert read(tmp_path, spelled).rows == read(tmp_path, GOOD).rows
+
+
+def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
+    table = read(tmp_path, GOOD.replace("\ns2", "\n\n,,,\ns2"))
+    assert [row.line for row in table.rows] == [2, 5, 6]
+
+
+def test_columns_come_in_any_order_and_others_are_ignored(tmp_path: Path) -> None:
+    table = read(tmp_path, "age,label,slide_id\n50,a,s1\n60,b,s2\n")
+    assert [(row.slide_id, row.label, row.patient, row.split) for row in table.rows] == [
+        ("s1", "a", None, None),
+        ("s2", "b", None, None),
+    ]
+    assert len(table.of(Split.TRAIN)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", r"no column slide_id nor label \(columns found: none\)"),
+        ("slide_id;label\ns1;a\n", r"no column .* \(columns found: slide_id;label\)"),
+        ("slide,label\ns1,a\n", r"no column slide_id \(columns found: slide, label\)"),
+        ("slide_id,label,label\ns1,a,b\n", "column label twice"),
+        ("slide_id,label\n", "holds no slides"),
+        ("slide_id,label\ns1,a\ns2,b\ns1,a\n", r"slide 's1' more than once \(lines 2, 4\)"),
+        ("slide_id,label\ns1,a\ns2, \n", "line 3 has no label"),
+        ("slide_id,label\n,a\ns2,b\n", "line 2 has no slide_id"),
+        ("slide_id,label,patient\ns1,a,\ns2,b,p\n", "line 2 has no patient"),
+        ("slide_id,label\ns1,a,x\ns2,b\n", "line 2 has 3 values under 2 columns"),
+        ("slide_id,label\ns1\n", "line 2 has 1 values under 2 columns"),
+        ("slide_id,label\ns1,a\ns2,a\n", "one label .'a'. to train on"),
+        ("slide_id,label,split\ns1,a,test\ns2,b,test\n", "no slides to train on"),
+        ("slide_id,label,split\ns1,a,train\ns2,a,train\ns3,b,test\n", "one label"),
+        ("slide_id,label,split\ns1,a,train\ns2,b,train\ns3,c,test\n", r"not trained on: 'c' \(line 4\)"),
+        ("slide_id,label\ns1,Tumour\ns2,tumour\ns3,b\n", "'Tumour' in line 2, 'tumour' in line 3"),
+        ("slide_id,label,split\ns1,a,training\ns2,b,train\n", "line 2 has split 'training'"),
+        (
+            "slide_id,label,patient,split\ns1,a,p,train\ns2,b,q,train\ns3,a,p,test\n",
+            r"patient 'p' in both train and test \(lines 2, 4\)",
+        ),
+        ('slide_id,label\ns1,"a\n', "is not CSV"),
+        (b"slide_id,label\ns1,\xff\n", "not UTF-8 text"),
+    ],
+)
+def test_what_would_spoil_an_experiment_is_refused(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        read(tmp_path, content)
+    assert caught.value.path == str(tmp_path / "labels.csv")
+    assert caught.value.action
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read_labels(tmp_path / "none.csv")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_labels(tmp_path)
+
+
+def test_one_patient_may_have_several_slides_on_one_side(tmp_path: Path) -> None:
+    rows = "slide_id,label,patient,split\ns1,a,p,train\ns2,b,p,train\ns3,a,q,test\n"
+    assert len(read(tmp_path, rows).rows) == 3

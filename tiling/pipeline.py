@@ -1,0 +1,123 @@
+"""Steps over slides: each step has one item made, and a batch survives whatever one slide does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiling.cohort import Outcome, run_cohort, write_run_log
+from tiling.cut import CutRecipe, Progress, cut_slide
+from tiling.ensure import ensure
+from tiling.output import Output
+from tiling.store import TileStore
+from tiling.survey import read_mask, survey_slide
+from wsi.slide import Slide
+from wsi.tissue import TissueMethod
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a step works on."""
+
+    store: TileStore
+    """Where it reads and writes."""
+    slide: Slide | None
+    """The open slide; None for steps that start from the store."""
+    progress: Progress
+    """To be called with (done, in all)."""
+
+    def open_slide(self) -> Slide:
+        """The slide, for steps that cannot do without."""
+        assert self.slide is not None, "this step needs the slide file"
+        return self.slide
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Has one item of a slide made, unless it is there."""
+
+    item: str
+    """Name of the item; see `TileStore`."""
+    make: Callable[[Job], object]
+    """Makes and commits it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """The steps of a command, in order, and how they treat what they find."""
+
+    steps: Sequence[Step]
+    open_slide: Callable[[Path], Slide] | None = None
+    """How slide files are opened; None where the steps start from the store."""
+    overwrite: bool = False
+    """Replace items that another recipe made."""
+
+    def run_one(self, store: TileStore, path: Path, progress: Progress) -> bool:
+        """All steps for one slide; True where there was something to do."""
+        with self.open_slide(path) if self.open_slide else nullcontext() as slide:
+            job = Job(store, slide, progress)
+            made = [
+                ensure(store, step.item, lambda step=step: step.make(job), overwrite=self.overwrite)  # type: ignore[misc]
+                for step in self.steps
+            ]
+        return any(made)
+
+    def run(
+        self,
+        output: Output,
+        slides: Mapping[str, Path],
+        *,
+        command: Sequence[str],
+        show: Callable[[str], AbstractContextManager[Progress]],
+        report: Callable[[Outcome], None],
+        debug: bool = False,
+    ) -> list[Outcome]:
+        """All steps for every slide, under the output's lock; the run is logged.
+
+        Parameters
+        ----------
+        output
+            Where to write.
+        slides
+            Files by slide id.
+        command
+            For the log.
+        show
+            Gives the progress display of a slide.
+        report
+            Hears of each outcome at once.
+        debug
+            Let an unexpected exception through.
+
+        Raises
+        ------
+        OutputError, OutputBusyError
+            Nothing can be written; what is finished stays.
+        """
+
+        def work(slide_id: str, path: Path) -> bool:
+            with show(slide_id) as progress:
+                return self.run_one(TileStore(output, slide_id), path, progress)
+
+        with output.lock():
+            output.clean()
+            outcomes = run_cohort(slides, work, report=report, debug=debug)
+            write_run_log(output, command, outcomes)
+        return outcomes
+
+
+def survey_step(method: TissueMethod) -> Step:
+    """Find tissue, and leave an outline to look at."""
+    return Step("tissue", lambda job: survey_slide(job.open_slide(), job.store, method))
+
+
+def cut_step(recipe: CutRecipe) -> Step:
+    """Cut tiles out of the tissue that the survey found."""
+
+    def make(job: Job) -> object:
+        mask = read_mask(job.store)
+        return cut_slide(job.open_slide(), job.store, recipe, mask=mask, progress=job.progress)
+
+    return Step("tiles", make)

@@ -1,0 +1,48 @@
+"""Slide files in folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from wsi.errors import UsageError
+
+SUFFIXES = (
+    ".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu",
+)  # fmt: skip
+"""What a folder is searched for; a file given by name may be called anything."""
+
+
+def find_slides(named: Iterable[Path]) -> list[Path]:
+    """The slide files meant by files and folders, in order.
+
+    A folder is searched for `SUFFIXES`, not below; hidden files and unfinished downloads are left out.
+
+    Raises
+    ------
+    UsageError
+        A folder holds no slide.
+    """
+    found: list[Path] = []
+    for path in named:
+        if not path.is_dir():
+            found.append(path)  # whatever it is: opening it says what is wrong with it
+            continue
+        inside = sorted(
+            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+        )
+        if not inside:
+            raise UsageError(
+                f"no slide in this folder (looked for {', '.join(SUFFIXES)})",
+                path=path,
+                action="Give the folder that holds the slides, or the files themselves",
+            )
+        found += inside
+    return found
+
+
+def find_real_slides() -> list[Path]:
+    """One real slide of the folder that ``MICROTOME_DATA`` names, where there is one: for the demo."""
+    folder = Path(os.environ.get("MICROTOME_DATA", "../shared")) / "slides" / "vendor"
+    return sorted(folder.glob("CMU-1-Small-Region.svs"))
