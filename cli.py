@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi.errors import MicrotomeError, UsageError
+from wsi.messages import messages
 
 if TYPE_CHECKING:
     from mil.checkpoint import Model
     from tiling.cohort import Outcome
-    from tiling.cut import CutRecipe, Progress
-    from tiling.output import Output
+    from tiling.cut import CutRecipe
     from tiling.pipeline import Pipeline, Step
-    from tiling.store import TileStore
+    from tiling.reporter import Reporter
     from wsi.slide import Slide
     from wsi.tissue import TissueMethod
 
@@ -35,21 +32,21 @@ Arguments = argparse.Namespace
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    _set_up_messages(debug=arguments.debug)
     try:
-        return int(arguments.command(arguments))
+        with messages(debug=arguments.debug):
+            return int(arguments.command(arguments))
     except MicrotomeError as error:
         if arguments.debug:
             raise
-        _say(f"ERROR {error}")
+        _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _say("Interrupted. Run the same command again to go on: what is finished is kept.")
+        _complain("interrupted. Run the same command again to go on: what is finished is kept")
         return 130
     except Exception as error:
         if arguments.debug:
             raise
-        _say(f"ERROR unexpected {type(error).__name__}: {error}. Run it with --debug and report it")
+        _complain(f"unexpected {type(error).__name__}: {error}. Run it with --debug and report it")
         return 70
 
 
@@ -61,47 +58,49 @@ def info(arguments: Arguments) -> int:
     from wsi.describe import describe
     from wsi.find import find_slides
 
-    code = 0
+    reporter, code = _reporter(arguments), 0
     for path in find_slides(arguments.slides):
         try:
             with _open_slide(path, arguments) as slide:
-                _print(describe(slide), arguments)
+                reporter.facts(describe(slide))
         except MicrotomeError as error:
-            _say(f"ERROR {error}")
+            _complain(str(error))
             code = 1
     return code
 
 
 def verify(arguments: Arguments) -> int:
     """Check that every committed byte is still there."""
-    from tiling.output import Output
-    from tiling.output import verify as verify_output
+    from tiling.output import Output, verify_items
 
-    items = damaged = 0
-    for report in verify_output(Output(arguments.out), full=arguments.full):
-        items += 1
-        damaged += bool(report.damage)
-        for damage in report.damage:
-            _print({"item": str(report.item), "file": damage.file, "damage": damage.reason}, arguments)
+    reporter, output, items, damaged = _reporter(arguments), Output(arguments.out), 0, 0
+    with output.lock() if arguments.set_aside else contextlib.nullcontext():
+        for item, damage in verify_items(output, full=arguments.full):
+            items += 1
+            damaged += bool(damage)
+            for found in damage:
+                reporter.result({"item": str(item), "file": found.file, "damage": found.reason})
+            if damage and arguments.set_aside:
+                reporter.say(f"set aside: {output.set_aside(item)}")
     checked = "every byte" if arguments.full else "names and sizes"
-    _print({"items": items, "damaged": damaged, "checked": checked}, arguments)
-    if damaged:
-        _say("Run the command that made them again: what is cut or missing is set aside and made anew.")
+    reporter.result({"items": items, "damaged": damaged, "checked": checked})
+    if damaged and not arguments.set_aside:
+        reporter.say("Run this with --set-aside, and then the command that made them: it makes them anew.")
     return 1 if damaged else 0
 
 
 def doctor(arguments: Arguments) -> int:
-    """Is this machine fit for the work."""
+    """Whether this machine is fit for the work."""
     from mil.device import describe_devices
     from tiling.doctor import Finding, examine
 
+    reporter = _reporter(arguments)
     findings = [*examine(arguments.out), *(Finding(*row) for row in describe_devices())]
-    for finding in findings:
-        if arguments.json:
-            _print(asdict(finding), arguments)
-        else:
-            mark = f"  <- {finding.advice}" if finding.advice else ""
-            print(f"{finding.name:<32} {finding.value}{mark}")
+    if arguments.json:
+        for finding in findings:
+            reporter.result(asdict(finding))
+    else:
+        reporter.facts({f.name: f"{f.value}  <- {f.advice}" if f.advice else f.value for f in findings})
     return 1 if any(finding.advice for finding in findings) else 0
 
 
@@ -134,7 +133,8 @@ def train(arguments: Arguments) -> int:
     from mil.training import TrainingRecipe
     from tiling.output import Output
 
-    with _bar("train", arguments, unit="epoch") as progress:
+    reporter = _reporter(arguments)
+    with reporter.progress("train", unit="epoch") as progress:
         model = train_model(
             Output(arguments.out),
             arguments.labels,
@@ -143,10 +143,14 @@ def train(arguments: Arguments) -> int:
             folder=arguments.model,
             report=lambda done, total, loss: progress(done, total),
         )
-    losses = {key: model.training[key] for key in ("first_loss", "last_loss")}
-    slides = len(model.training["slides"])
-    _print(
-        {"model": str(arguments.model), "classes": list(model.classes), "slides": slides} | losses, arguments
+    reporter.result(
+        {
+            "model": str(arguments.model),
+            "classes": list(model.classes),
+            "slides": len(model.training["slides"]),
+            "first_loss": model.training["first_loss"],
+            "last_loss": model.training["last_loss"],
+        }
     )
     return 0
 
@@ -191,20 +195,21 @@ def run(arguments: Arguments) -> int:
 
 def demo(arguments: Arguments) -> int:
     """The whole job on synthetic slides with known lesions, then on a real slide if there is one."""
-    from mil.demo import MODEL_NAME, demonstrate
+    from mil.demo import MODEL_NAME, demonstrate, how_to_look
     from wsi.find import find_real_slides
 
-    result = demonstrate(arguments.out, main, say=lambda text: print(f"\n{text}", flush=True))
-    print()
-    _print(asdict(result), arguments)
+    reporter = _reporter(arguments)
+    result = demonstrate(arguments.out, main, say=lambda text: reporter.say(f"\n{text}"))
+    reporter.facts(asdict(result))
     model, results = arguments.out / MODEL_NAME, arguments.out / "results"
     for path in arguments.slide or find_real_slides():
+        reporter.say("A real slide. The model has seen synthetic tissue only: its scores mean nothing here.")
         words = ["run", str(path), "-m", str(model), "-o", str(results)]
-        print(
-            "\nA real slide: the demo's model knows synthetic tissue only, so its scores mean nothing here."
-        )
-        print("$ microtome " + " ".join(words), flush=True)
-        main(words)
+        reporter.say("$ microtome " + " ".join(words))
+        if code := main(words):
+            return code
+    if not arguments.json:
+        reporter.say(how_to_look(arguments.out))
     return 0
 
 
@@ -252,7 +257,7 @@ def _open_slide(path: Path, arguments: Arguments) -> Slide:
     return Slide(path, mpp=arguments.mpp_override, trust_objective=arguments.trust_objective)
 
 
-# Running over many ------------------------------------------------------------------------------------------
+# Running over many ----------------------------------------------------------------------------------------
 
 
 def _over_slides(arguments: Arguments, steps: Sequence[Step], *, model: Model | None = None) -> int:
@@ -280,112 +285,37 @@ def _over(
 ) -> int:
     from tiling.cohort import exit_code
     from tiling.output import Output
+    from tiling.store import TileStore
 
-    output = Output(arguments.out)
+    output, reporter = Output(arguments.out), _reporter(arguments)
+
+    def report(outcome: Outcome) -> None:
+        store = TileStore(output, outcome.slide_id)
+        reporter.outcome(outcome, store, model=model.name if model else None)
+
     outcomes = pipeline.run(
         output,
         slides,
         command=sys.argv[1:],
-        show=partial(_bar, arguments=arguments),
-        report=partial(_report, output=output, arguments=arguments, model=model),
+        show=reporter.progress,
+        report=report,
         debug=arguments.debug,
     )
-    _close(outcomes, arguments)
+    reporter.failures(outcomes)
     return exit_code(outcomes)
 
 
-def _report(outcome: Outcome, output: Output, arguments: Arguments, *, model: Model | None) -> None:
-    """One line a slide, as soon as it ends."""
-    from tiling.cohort import Status
-    from tiling.store import TileStore
-
-    line: dict[str, Any] = {"slide": outcome.slide_id, "status": outcome.status.value}
-    if outcome.reason:
-        line["reason"] = outcome.reason
-    if outcome.status in {Status.DONE, Status.ALREADY_DONE}:
-        line |= _figures(TileStore(output, outcome.slide_id), model)
-    line["seconds"] = outcome.seconds
-    _print(line, arguments)
-    if outcome.status is Status.FAILED and not arguments.json:
-        _say(f"ERROR {outcome.reason}")
+# Speaking -------------------------------------------------------------------------------------------------
 
 
-def _figures(store: TileStore, model: Model | None) -> dict[str, Any]:
-    """What is worth saying of a finished slide."""
-    figures: dict[str, Any] = {}
-    if commit := store.find("tissue"):
-        figures["tissue_mm2"] = commit.record["tissue_mm2"]
-    if commit := store.find("tiles"):
-        figures["tiles"] = commit.record["tiles"]
-    if model and (commit := store.find(f"scores/{model.name}")):
-        probabilities = commit.record["probabilities"]
-        figures["prediction"] = max(probabilities, key=probabilities.get)
-        figures["probabilities"] = probabilities
-    return figures
+def _reporter(arguments: Arguments) -> Reporter:
+    from tiling.reporter import Reporter
+
+    return Reporter(sys.stdout, sys.stderr, as_json=arguments.json, quiet=arguments.quiet)
 
 
-def _close(outcomes: Sequence[Outcome], arguments: Arguments) -> None:
-    """A table of failures closes the run: nobody scrolls back through a thousand lines."""
-    from tiling.cohort import Status
-
-    failed = [outcome for outcome in outcomes if outcome.status is Status.FAILED]
-    if failed and len(outcomes) > 1 and not arguments.json:
-        _say(f"{len(failed)} of {len(outcomes)} slides failed; the others are done:")
-        width = max(len(outcome.slide_id) for outcome in failed)
-        for outcome in failed:
-            _say(f"  {outcome.slide_id:<{width}}  {outcome.reason}")
-
-
-# Speaking ---------------------------------------------------------------------------------------------------
-
-
-def _print(content: Mapping[str, Any], arguments: Arguments) -> None:
-    """A result, to standard output."""
-    if arguments.json:
-        print(json.dumps(content, ensure_ascii=False), flush=True)
-    else:
-        print("  ".join(f"{key}: {_plain(value)}" for key, value in content.items()), flush=True)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={_plain(inner)}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_plain(inner) for inner in value) + "]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(text: str) -> None:
-    """A message, to standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _bar(name: str, arguments: Arguments, *, unit: str = "tile") -> Iterator[Progress]:
-    """A progress bar on a terminal; elsewhere nothing."""
-    if arguments.json or arguments.quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit=unit, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            if total != bar.total or done < bar.n:  # the next step of the same slide
-                bar.reset(total)
-            bar.update(done - bar.n)
-
-        yield progress
-
-
-def _set_up_messages(*, debug: bool) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s", force=True
-    )
-    for noisy in ("tifffile", "PIL", "asyncio", "zarr", "numcodecs", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what matters of theirs, we raise
-    if not debug:
-        warnings.simplefilter("ignore")
+def _complain(text: str) -> None:
+    print(f"ERROR {text}", file=sys.stderr, flush=True)
 
 
 # Arguments ------------------------------------------------------------------------------------------------
@@ -436,6 +366,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(run, "slides/ -m model -o results", _slides, _model, _output, _network)
     command = add(verify, "results --full", _results)
     command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
+    command.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")
     command = add(doctor, "results")
     command.add_argument("out", metavar="OUT", type=Path, nargs="?", default=Path(), help="where to write")
     command = add(demo, "-o demo-out")
@@ -449,7 +380,7 @@ Options = Callable[[argparse.ArgumentParser], None]
 
 def _general(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="results as JSON lines")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--quiet", action="store_true", help="only what failed, no progress")
     parser.add_argument("--debug", action="store_true", help="tracebacks, and all that the libraries say")
 
 

@@ -33,7 +33,7 @@ ASSUMED_MPP = {"TCGA-CR-7395-01A-01-TS1": 0.5}
 
 LOOKS = {
     "BS21-HE-q4": "holds; the grey dust beside it is left out",
-    "BS24-HE-q4": "holds; debris with resin crystals beside the tissue is kept",
+    "BS24-HE-q4": "holds; debris with dark crystals beside the tissue is kept",
     "BS25-CHR-q4": "holds, the black foci too; a blurred grey spot beside the tissue is kept with it",
     "BS27-HE-q4": "holds, black dust left out; wide clefts in the section are kept with it",
     "PDAC-tru-cut-HE3-q4": "holds; some fragments under 100 µm are left out",

@@ -70,7 +70,9 @@ class Model:
 
     def as_json(self) -> dict[str, Any]:
         """What model.json holds."""
-        return asdict(self) | {"format": FORMAT, "features": self.features.as_json()}
+        content = asdict(self) | {"format": FORMAT, "features": self.features.as_json()}
+        as_read: dict[str, Any] = json.loads(canonical(content))  # tuples are lists there
+        return as_read
 
 
 def describe(

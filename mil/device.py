@@ -44,8 +44,8 @@ def choose_device(name: str) -> torch.device:
 def best_precision(device: torch.device) -> Precision:
     """bf16 where the processor multiplies it in hardware, fp32 elsewhere.
 
-    Measured on two cores with AMX in batches of 32: channels last and bf16 together encode 3.5 to 3.7 times
-    as many tiles a second as plain fp32, for EfficientNet-Lite0, ResNet-50 and ViT-S/16 alike.
+    Measured on a core with AMX (`benchmarks/encode.py`): 2.6 times the tiles a second of a plain fp32 loop
+    for EfficientNet-Lite0, 3.5 for ResNet-50, 3.3 for ViT-S/16.
     """
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -126,16 +126,12 @@ class Output:
                 remove(old)
 
 
-@dataclass(frozen=True, slots=True)
-class ItemReport:
-    """What `verify` found in one item."""
-
-    item: Path
-    damage: tuple[Damage, ...]
-
-
-def verify(output: Output, *, full: bool = False) -> Iterator[ItemReport]:
+def verify_items(output: Output, *, full: bool = False) -> Iterator[tuple[Path, tuple[Damage, ...]]]:
     """Check every item: names and sizes, and with `full` every byte against its SHA-256.
+
+    Yields
+    ------
+    Each item's folder, and what is wrong with it.
 
     Raises
     ------
@@ -150,7 +146,7 @@ def verify(output: Output, *, full: bool = False) -> Iterator[ItemReport]:
             damage = tuple(find_damage(item, load_commit(item), full=full))
         except DamagedError as error:
             damage = (Damage(COMMIT_FILE, error.reason),)
-        yield ItemReport(item, damage)
+        yield item, damage
 
 
 def _item_folders(slides: Path) -> Iterator[str]:

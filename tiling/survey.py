@@ -17,9 +17,11 @@ from tiling.versions import versions
 from wsi.durable import write_file
 from wsi.errors import OutputError
 from wsi.slide import Slide
-from wsi.tissue import TISSUE_MPP, TissueMask, TissueMethod, segment
+from wsi.tissue import TISSUE_MPP, TissueMask, TissueMethod, find_tissue
 
 THUMBNAIL, MASK, OUTLINE = "thumbnail.png", "mask.png", "outline.jpg"
+LOOK_PX = 1600
+"""Long side of the thumbnail, in pixels, where the scan has that many: enough for a screen."""
 
 
 def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> TissueMask:
@@ -49,18 +51,18 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
     )
     if draft is None:
         return read_mask(store)
-    thumbnail = slide.thumbnail(mpp)
-    scale_x, scale_y = slide.scale(mpp)
-    mask = TissueMask(
-        mask=segment(thumbnail, mpp=mpp, method=method), scale_x=scale_x, scale_y=scale_y, mpp=mpp
-    )
+    mask = find_tissue(slide, method, mpp=mpp)
+    finest = max(resolution.x, resolution.y)
+    look_mpp = max(max(slide.size[0] * resolution.x, slide.size[1] * resolution.y) / LOOK_PX, finest)
+    thumbnail = slide.thumbnail(look_mpp)
     write_file(draft.folder / THUMBNAIL, _encode(".png", thumbnail[..., ::-1]))
     write_file(draft.folder / MASK, _encode(".png", mask.mask.astype(np.uint8) * 255))
     write_file(draft.folder / OUTLINE, _encode(".jpg", mask.look(thumbnail)[..., ::-1]))
     draft.publish(
         {
-            "scale": [scale_x, scale_y],
-            "mpp": mpp,
+            "mask_scale": [mask.scale_x, mask.scale_y],
+            "mask_mpp": mpp,
+            "thumbnail_scale": list(slide.scale(look_mpp)),
             "tissue_mm2": round(mask.area_mm2, 4),
             "tissue_share": round(float(mask.mask.mean()), 4),
             "backend": slide.backend,
@@ -74,15 +76,15 @@ def read_mask(store: TileStore) -> TissueMask:
     """The committed tissue mask of a slide."""
     record = store.require("tissue").record
     pixels = _decode(store.path("tissue") / MASK, cv2.IMREAD_GRAYSCALE)
-    scale_x, scale_y = record["scale"]
-    return TissueMask(mask=pixels > 0, scale_x=scale_x, scale_y=scale_y, mpp=record["mpp"])
+    scale_x, scale_y = record["mask_scale"]
+    return TissueMask(mask=pixels > 0, scale_x=scale_x, scale_y=scale_y, mpp=record["mask_mpp"])
 
 
 def read_thumbnail(store: TileStore) -> tuple[NDArray[np.uint8], tuple[float, float]]:
     """The committed thumbnail, ``(h, w, 3)`` uint8 RGB, and its level-0 pixels per pixel along x and y."""
     record = store.require("tissue").record
     pixels = _decode(store.path("tissue") / THUMBNAIL, cv2.IMREAD_COLOR)
-    scale_x, scale_y = record["scale"]
+    scale_x, scale_y = record["thumbnail_scale"]
     return np.ascontiguousarray(pixels[..., ::-1]), (scale_x, scale_y)
 
 

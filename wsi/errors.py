@@ -42,9 +42,7 @@ class MicrotomeError(Exception):
         return (_rebuild, (type(self), self.reason, self.path, self.action))
 
 
-def _rebuild(
-    cls: type[MicrotomeError], reason: str, path: str | None, action: str | None
-) -> MicrotomeError:
+def _rebuild(cls: type[MicrotomeError], reason: str, path: str | None, action: str | None) -> MicrotomeError:
     """Unpickle: keyword-only arguments do not survive the default way."""
     return cls(reason, path=path, action=action)
 

@@ -37,6 +37,8 @@ class Pen:
     """Last hue; where it is below `hue_from`, the range wraps through 180."""
     chroma: int
     """Least difference of the largest and the smallest channel, 0 to 255."""
+    doubtful: bool
+    """Whether some stains, or blood, have the colour too."""
 
     def has_hue(self, hue: Image) -> Mask:
         """Which pixels have the pen's hue, however pale."""
@@ -45,9 +47,9 @@ class Pen:
 
 
 PENS = (
-    Pen(38, 95, chroma=40),  # green: no haematoxylin, eosin, DAB or Giemsa comes near
-    Pen(96, 125, chroma=90),  # blue: Giemsa and aniline blue have it, haematoxylin stays below 60
-    Pen(173, 8, chroma=140),  # red: eosin and blood reach 130
+    Pen(38, 95, chroma=40, doubtful=False),  # green: no haematoxylin, eosin, DAB or Giemsa comes near
+    Pen(96, 125, chroma=90, doubtful=True),  # blue: so is Giemsa; haematoxylin stays below 60
+    Pen(173, 8, chroma=140, doubtful=True),  # red: eosin and blood reach 130
 )
 
 
@@ -65,17 +67,20 @@ def pen_marks(hue: Image, chroma: Image, tissue: Mask, *, coloured: Mask, mpp: f
     mpp
         Microns per pixel.
     """
-    hues = [pen.has_hue(hue) for pen in PENS]
-    inks = [of_hue & (chroma >= pen.chroma) & tissue for pen, of_hue in zip(PENS, hues, strict=True)]
+    hues = {pen: pen.has_hue(hue) for pen in PENS}
+    inks = {pen: hues[pen] & (chroma >= pen.chroma) & tissue for pen in PENS}
     marks = np.zeros_like(tissue)
-    for i, (of_hue, ink) in enumerate(zip(hues, inks, strict=True)):
-        others = np.any([other for k, other in enumerate(inks) if k != i], axis=0)
-        stain = coloured & ~others
-        if np.count_nonzero(stain & ~of_hue) < STAIN_SHARE * np.count_nonzero(stain):
+    for pen in PENS:
+        stain = coloured & ~marks
+        for other in PENS:
+            if pen.doubtful and other.doubtful and other != pen:
+                stain &= ~inks[other]  # two doubtful colours do not vouch for each other
+        if np.count_nonzero(stain & ~hues[pen]) < STAIN_SHARE * np.count_nonzero(stain):
             continue  # the whole section is of this hue
         # A pale fringe of the same hue is no tissue beside the stroke.
-        strokes = on_glass(ink, tissue & ~of_hue, fringe_px=FRINGE_UM / mpp, least_px=LEAST_UM2 / mpp**2)
-        if np.count_nonzero(ink & ~strokes) <= STAIN_SHARE * np.count_nonzero(ink):
+        around = tissue & ~hues[pen]
+        strokes = on_glass(inks[pen], around, fringe_px=FRINGE_UM / mpp, least_px=LEAST_UM2 / mpp**2)
+        if np.count_nonzero(inks[pen] & ~strokes) <= STAIN_SHARE * np.count_nonzero(inks[pen]):
             marks |= strokes
     return marks
 

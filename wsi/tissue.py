@@ -28,8 +28,10 @@ from wsi.slide import Slide
 
 TISSUE_MPP = 8.0
 """Microns per pixel of the thumbnail that tissue is sought on: an 80,000 px slide becomes 2,500 px."""
-GLASS_SHARE = 0.005
+GLASS_SHARE = 0.02
 """With less of the thumbnail than this looking like glass, none is visible, and white is taken for it."""
+DIM_LIGHTNESS, DIM_CHROMA = 120, 48
+"""Flat glass under a dim or tinted lamp has no channel below, and no more chroma than this."""
 BLACK = 50
 """Without glass, a thumbnail whose median is darker is no brightfield scan, and has no tissue."""
 
@@ -215,13 +217,26 @@ def segment(thumbnail: Image, *, mpp: float, method: TissueMethod) -> Mask:
 def glass_colour(thumbnail: Image, method: HlsThresholds = HlsThresholds()) -> NDArray[np.float64] | None:
     """The glass: per channel the mode of bright pixels of low chroma, ``(3,)`` RGB; None where none is seen.
 
-    Pure white is left out: it is padding of what was not scanned, or glass that needs no correction.
+    Pure white is left out: it is padding of what was not scanned, or glass that needs no correction. Dim or
+    strongly tinted glass has the colour of pale tissue; it is taken for glass where it is flat, as tissue
+    never is.
     """
     lowest, highest = _range(thumbnail)
-    glass = (lowest >= method.glass_lightness) & (lowest < 255) & (highest - lowest <= method.glass_chroma)
-    if np.count_nonzero(glass) < max(GLASS_SHARE * glass.size, 1):
+    chroma = highest - lowest
+    bright = (lowest >= method.glass_lightness) & (lowest < 255) & (chroma <= method.glass_chroma)
+    if np.count_nonzero(bright) >= max(GLASS_SHARE * bright.size, 1):
+        return _mode(thumbnail, bright)
+    dim = (lowest >= DIM_LIGHTNESS) & (lowest < 255) & (chroma <= DIM_CHROMA)
+    if np.count_nonzero(dim) < max(GLASS_SHARE * dim.size, 1):
         return None
-    inside = glass.astype(np.uint8)
+    mode = _mode(thumbnail, dim)
+    flat = (np.abs(thumbnail[dim] - mode) <= 4).all(axis=1)
+    return mode if flat.mean() > 0.5 else None
+
+
+def _mode(thumbnail: Image, where: Mask) -> NDArray[np.float64]:
+    """The commonest value of each channel, ``(3,)``."""
+    inside = where.astype(np.uint8)
     counts = [cv2.calcHist([thumbnail], [i], inside, [256], [0, 256]).ravel() for i in range(3)]
     # Smoothed: the peak of noisy glass is broad, and JPEG leaves combs in it.
     return np.array([np.argmax(np.convolve(count, [1, 2, 3, 2, 1], "same")) for count in counts], np.float64)

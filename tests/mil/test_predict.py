@@ -1,0 +1,179 @@
+"""Laws of prediction: never in training mode, the same twice, and only on input that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mil import predict
+from mil.bags import Bag
+from mil.checkpoint import Model, describe
+from mil.device import Precision
+from mil.encode import encode_slide
+from mil.encoders import Encoder, untrained_encoder
+from mil.features import FeatureRecipe, common_recipe, read_bag
+from mil.heads import Head, HeadOutput, build_head
+from mil.predict import check_features, predict_bag, predict_slide
+from tiling.store import TileStore
+from wsi.errors import MicrotomeError, RecipeError, UsageError
+
+MakeStore = Callable[..., TileStore]
+KEY = "timm-test_vit"
+
+
+def make_head(dim: int = 64, seed: int = 0) -> Head:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_head("gated_abmil", dim=dim, classes=2, settings={"hidden": 16, "attention": 8})
+
+
+def make_bag(count: int = 30, dim: int = 64) -> Bag:
+    features = np.random.default_rng(0).normal(size=(count, dim)).astype(np.float16)
+    return Bag(slide_id="s", features=features, origins=np.zeros((count, 2), np.int32))
+
+
+@pytest.fixture
+def encoded(make_store: MakeStore, tiny_encoder: Encoder) -> TileStore:
+    store = make_store()
+    encode_slide(store, tiny_encoder, precision=Precision.FP32)
+    return store
+
+
+def make_model(store: TileStore, head: Head, **changes: Any) -> Model:
+    model = describe(head, name="demo", classes=("normal", "tumour"), features=FeatureRecipe.of(store, KEY))
+    return dataclasses.replace(model, **changes)
+
+
+def test_a_prediction_has_the_promised_shapes_and_sums() -> None:
+    prediction = predict_bag(make_head(), make_bag())
+    assert prediction.probabilities.shape == (2,)
+    assert prediction.tile_scores.shape == (30, 2)
+    assert prediction.attention.shape == (30,)
+    assert prediction.probabilities.sum() == pytest.approx(1)
+    assert prediction.attention.sum() == pytest.approx(1)
+    np.testing.assert_allclose(prediction.tile_scores.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_tiles_score_is_that_of_the_tile_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, bag = make_head(), make_bag()
+    prediction = predict_bag(head, bag)
+    for index in (0, 17, 29):
+        alone = Bag(slide_id="s", features=bag.features[index : index + 1], origins=bag.origins[:1])
+        np.testing.assert_allclose(
+            prediction.tile_scores[index], predict_bag(head, alone).probabilities, rtol=1e-5
+        )
+    monkeypatch.setattr(predict, "ROWS_PER_SLICE", 7)
+    np.testing.assert_allclose(prediction.tile_scores, predict_bag(head, bag).tile_scores, rtol=1e-5)
+
+
+def test_predicting_is_never_in_training_mode_and_the_same_twice() -> None:
+    head, modes = make_head().train(), []
+    head.dropout.register_forward_hook(
+        lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
+    )
+    first, second = predict_bag(head, make_bag()), predict_bag(head, make_bag())
+    assert set(modes) == {(False, False)}
+    assert head.training  # left as it was
+    assert all(module.training for module in head.modules())
+    for ours, theirs in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+class GivesNaN(Head):
+    dim, classes = 64, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, features: Tensor, bag_of_row: Tensor, bag_count: int) -> HeadOutput:
+        return HeadOutput(torch.full((bag_count, 2), torch.nan), torch.zeros(len(features), 1))
+
+
+def test_nan_and_another_length_are_refused() -> None:
+    with pytest.raises(MicrotomeError, match="gives NaN for slide 's'"):
+        predict_bag(GivesNaN(), make_bag())
+    with pytest.raises(UsageError, match="features of length 32, the model takes 64"):
+        predict_bag(make_head(), make_bag(dim=32))
+
+
+def test_a_slides_scores_are_those_of_its_bag(encoded: TileStore) -> None:
+    head = make_head()
+    commit = predict_slide(encoded, make_model(encoded, head), head)
+    expected = predict_bag(head, read_bag(encoded, KEY))
+    scores, attention = encoded.scores("demo")
+    np.testing.assert_array_equal(scores, expected.tile_scores)
+    np.testing.assert_array_equal(attention, expected.attention)
+    assert list(commit.record["probabilities"]) == ["normal", "tumour"]
+    assert list(commit.record["probabilities"].values()) == expected.probabilities.tolist()
+
+
+def test_predicting_again_gives_the_same_commit_and_elsewhere_the_same_bytes(
+    make_store: MakeStore, tiny_encoder: Encoder, encoded: TileStore
+) -> None:
+    head = make_head()
+    model = make_model(encoded, head)
+    commit = predict_slide(encoded, model, head)
+    assert predict_slide(encoded, model, head) == commit
+    other = make_store(folder="other")
+    encode_slide(other, tiny_encoder, precision=Precision.FP32)
+    assert predict_slide(other, model, head) == commit
+
+
+def test_another_model_of_the_same_name_is_refused(encoded: TileStore) -> None:
+    for_seed = {seed: make_head(seed=seed) for seed in (0, 1)}
+    predict_slide(encoded, make_model(encoded, for_seed[0]), for_seed[0])
+    with pytest.raises(RecipeError, match="weights_sha256"):
+        predict_slide(encoded, make_model(encoded, for_seed[1]), for_seed[1])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"spec": {"size_px": 16, "mpp": 1.0, "overlap_px": 0}}, r"spec.mpp: 1.0, not 0.5"),
+        ({"spec": {"size_px": 16, "mpp": 0.5, "overlap_px": 8}}, r"spec.overlap_px: 8, not 0"),
+        ({"stain": None}, r"stain.method: none, not Macenko"),
+        ({"stain": {"method": "Macenko", "light": 255.0}}, r"stain.light: 255.0, not 240.0"),
+    ],
+)
+def test_a_store_made_otherwise_is_refused_naming_both(
+    make_store: MakeStore, tiny_encoder: Encoder, encoded: TileStore, recipe: dict[str, Any], message: str
+) -> None:
+    other = make_store("slide-2", folder="other", **recipe)
+    encode_slide(other, tiny_encoder)
+    head = make_head()
+    model = make_model(encoded, head)
+    with pytest.raises(UsageError, match=message) as caught:
+        predict_slide(other, model, head)
+    assert "slide 'slide-2'" in str(caught.value)
+    assert "model 'demo'" in str(caught.value)
+    with pytest.raises(UsageError, match="'slide-2' and 'slide-1' were not made alike"):
+        common_recipe([encoded, other], KEY)
+
+
+def test_a_store_of_another_encoder_is_refused(make_store: MakeStore, encoded: TileStore) -> None:
+    model = make_model(encoded, make_head())
+    other = make_store("slide-2", folder="other")
+    encode_slide(other, untrained_encoder("timm:test_vit", seed=2))
+    with pytest.raises(UsageError, match=r"encoder.weights: untrained seed 2, not untrained seed 1"):
+        check_features(other, model)
+    with pytest.raises(UsageError, match="has no features/timm-test_vit"):
+        check_features(make_store("slide-3", folder="other"), model)
+
+
+def test_precision_may_differ(make_store: MakeStore, tiny_encoder: Encoder, encoded: TileStore) -> None:
+    other = make_store("slide-2", folder="other")
+    encode_slide(other, tiny_encoder, precision=Precision.BF16)
+    check_features(other, make_model(encoded, make_head()))
+    assert common_recipe([encoded, other], KEY) == FeatureRecipe.of(encoded, KEY)
+
+
+def test_no_slides_have_no_recipe() -> None:
+    with pytest.raises(UsageError, match="no slides"):
+        common_recipe([], KEY)

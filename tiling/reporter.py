@@ -1,0 +1,118 @@
+"""`Reporter`: results and messages as text, on streams that the caller owns. The library never prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from tiling.cohort import Outcome, Status
+from tiling.cut import Progress
+from tiling.store import TileStore
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Speaks to a person, or with `as_json` to a machine."""
+
+    results: TextIO
+    """Where results go: a line each."""
+    messages: TextIO
+    """Where errors, hints and progress bars go."""
+    as_json: bool = False
+    """Results as JSON lines; no progress bars."""
+    quiet: bool = False
+    """No progress bars, and of the slides only those that failed."""
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """Tell a result."""
+        if self.as_json:
+            line = json.dumps(content, ensure_ascii=False)
+        else:
+            line = "  ".join(f"{key}: {_plain(value)}" for key, value in content.items())
+        self.results.write(line + "\n")
+        self.results.flush()
+
+    def facts(self, content: Mapping[str, Any]) -> None:
+        """Tell several things of one object: a line each, or one JSON line."""
+        if self.as_json:
+            self.result(content)
+            return
+        width = max(len(key) for key in content)
+        for key, value in content.items():
+            self.results.write(f"{key:<{width}}  {_plain(value)}\n")
+        self.results.write("\n")
+        self.results.flush()
+
+    def say(self, text: str) -> None:
+        """Tell a message."""
+        self.messages.write(text + "\n")
+        self.messages.flush()
+
+    def outcome(self, outcome: Outcome, store: TileStore, *, model: str | None = None) -> None:
+        """Tell how a slide ended, as soon as it did."""
+        line: dict[str, Any] = {"slide": outcome.slide_id, "status": outcome.status.value}
+        if outcome.reason:
+            line["reason"] = outcome.reason
+        if outcome.status in {Status.DONE, Status.ALREADY_DONE}:
+            line |= figures(store, model)
+        line["seconds"] = outcome.seconds
+        if outcome.status is Status.FAILED and not self.as_json:
+            self.say(f"ERROR {outcome.reason}")
+        elif self.as_json or not self.quiet:
+            self.result(line)
+
+    def failures(self, outcomes: Sequence[Outcome]) -> None:
+        """Close a batch with a table of what failed: nobody scrolls back through a thousand lines."""
+        failed = [outcome for outcome in outcomes if outcome.status is Status.FAILED]
+        if not failed or len(outcomes) == 1 or self.as_json:
+            return
+        self.say(f"{len(failed)} of {len(outcomes)} slides failed; the others are done:")
+        width = max(len(outcome.slide_id) for outcome in failed)
+        for outcome in failed:
+            self.say(f"  {outcome.slide_id:<{width}}  {outcome.reason}")
+
+    @contextlib.contextmanager
+    def progress(self, name: str, *, unit: str = "tile") -> Iterator[Progress]:
+        """A progress bar on a terminal; elsewhere nothing."""
+        if self.as_json or self.quiet or not self.messages.isatty():
+            yield lambda done, total: None
+            return
+        from tqdm import tqdm
+
+        with tqdm(desc=name, unit=unit, leave=False, file=self.messages) as bar:
+
+            def show(done: int, total: int) -> None:
+                if total != bar.total or done < bar.n:  # the next step of the same slide
+                    bar.reset(total)
+                bar.update(done - bar.n)
+
+            yield show
+
+
+def figures(store: TileStore, model: str | None = None) -> dict[str, Any]:
+    """What is worth saying of a finished slide, with what a model predicts if it is named."""
+    found: dict[str, Any] = {}
+    if commit := store.find("tissue"):
+        found["tissue_mm2"] = commit.record["tissue_mm2"]
+    if commit := store.find("tiles"):
+        found["tiles"] = commit.record["tiles"]
+    if model and (commit := store.find(f"scores/{model}")):
+        probabilities = commit.record["probabilities"]
+        found["prediction"] = max(probabilities, key=lambda name: (probabilities[name], name))
+        found["probabilities"] = probabilities
+    return found
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        if value and all(isinstance(inner, int | float) for inner in value):
+            return " x ".join(_plain(inner) for inner in value)
+        return ", ".join(_plain(inner) for inner in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "not stated" if value is None else str(value)
