@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mil.device import Precision, best_precision
 from mil.encoders import Encoder
 from tiling.commit import Commit
-from tiling.store import TileStore, make_array, shard_file
+from tiling.store import TileStore, make_array
 from tiling.versions import versions
 from wsi.errors import MicrotomeError
 
@@ -43,7 +43,8 @@ def encode_slide(
     encoder
         What encodes.
     precision
-        By default `best_precision` of the encoder's device.
+        By default that of the features that are there already, else `best_precision` of the device: a run
+        that was begun on one machine can be repeated on another.
     batch_size
         Tiles per step. It may change the last bit of a feature, and is not part of the recipe.
     progress
@@ -56,14 +57,14 @@ def encode_slide(
     RecipeError, DamagedError, UsageError
         See `TileStore.begin` and `TileStore.read_pixels`.
     """
-    precision = precision or best_precision(encoder.device)
+    item = f"features/{encoder.key}"
+    precision = precision or _precision_there(store, item) or best_precision(encoder.device)
     recipe = {
         "step": "features",
         "tiles": store.tiles.digest,
         "encoder": encoder.identity(),
         "precision": precision.value,
     }
-    item = f"features/{encoder.key}"
     draft = store.begin(item, recipe)
     if draft is None:
         return store.require(item)
@@ -76,19 +77,24 @@ def encode_slide(
         dtype=np.float16,
         fill=np.nan,
     )
-    for index, rows in enumerate(shards):
+    for rows in shards:
         part = f"features/{rows.start}"
         if part not in draft.parts:
             pixels = store.read_pixels(rows)
             with np.errstate(over="ignore"):  # becomes infinity, which is refused by name
                 features = encode_tiles(encoder, pixels, precision=precision, batch_size=batch_size)
-                array[rows] = _checked(features.astype(np.float16), rows, store, encoder)
-            draft.finish_part(part, [shard_file(draft, "", index, dimensions=2)])
+                values = _checked(features.astype(np.float16), rows, store, encoder)
+            draft.finish_part(part, [array.write(rows, values)])
         if progress:
             progress(rows.stop, len(store))
     return draft.publish(
         {"tiles": len(store), "batch_size": batch_size, "versions": versions("torch", "timm")}
     )
+
+
+def _precision_there(store: TileStore, item: str) -> Precision | None:
+    commit = store.find(item)
+    return Precision(commit.recipe["precision"]) if commit else None
 
 
 def encode_tiles(

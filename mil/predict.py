@@ -151,7 +151,7 @@ def predict_slide(store: TileStore, model: Model, head: Head) -> Commit:
         array = make_array(
             draft, name, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
         )
-        array[:] = values
+        array.write_all(values)
     record = {
         "probabilities": dict(zip(model.classes, prediction.probabilities.tolist(), strict=True)),
         "tiles": len(store),

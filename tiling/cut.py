@@ -16,7 +16,7 @@ from tiling.commit import Commit, Draft
 from tiling.grid import TileGrid, TileSpec, lay_grid
 from tiling.identity import FileIdentity, identify
 from tiling.stain import Macenko, MacenkoNormalizer, StainError
-from tiling.store import TileStore, make_array, shard_file, write_group
+from tiling.store import TileStore, make_array, write_group
 from tiling.versions import versions
 from wsi.errors import NoTissueError, SlideError
 from wsi.slide import Slide
@@ -181,14 +181,17 @@ def _tissue_pixels(
     centres = np.arange(size) + 0.5
     rows = ((origin[1] + centres * step[1]) / mask.scale_y).astype(int).clip(0, mask.mask.shape[0] - 1)
     columns = ((origin[0] + centres * step[0]) / mask.scale_x).astype(int).clip(0, mask.mask.shape[1] - 1)
-    return mask.mask[np.ix_(rows, columns)]
+    return np.asarray(mask.mask[np.ix_(rows, columns)])
 
 
 def _write_places(draft: Draft, origins: NDArray[np.int32], tissue: NDArray[np.float32]) -> None:
     """The small arrays, written anew by every run: they cost nothing and are not parts."""
     rows = len(origins)
-    make_array(draft, "origins", shape=(rows, 2), rows_per_file=rows, dtype=np.int32, fill=-1)[:] = origins
-    make_array(draft, "tissue", shape=(rows,), rows_per_file=rows, dtype=np.float32, fill=np.nan)[:] = tissue
+    for name, values, fill in (("origins", origins, -1), ("tissue", tissue, np.nan)):
+        array = make_array(
+            draft, name, shape=values.shape, rows_per_file=rows, dtype=values.dtype.type, fill=fill
+        )
+        array.write_all(values)
 
 
 def _write_pixels(
@@ -220,8 +223,7 @@ def _write_pixels(
             part = f"pixels/{start}"
             if part not in draft.parts:
                 tiles = np.stack(list(pool.map(read, map(tuple, origins[start:stop].tolist()))))
-                pixels[start:stop] = tiles
-                draft.finish_part(part, [shard_file(draft, "pixels", start // step, dimensions=4)])
+                draft.finish_part(part, [pixels.write(slice(start, stop), tiles)])
             if progress:
                 progress(stop, len(origins))
 

@@ -122,7 +122,7 @@ class Macenko:
         ends = np.array([plane @ (np.cos(a), np.sin(a)) for a in (low, high)])
         ends = ends / np.linalg.norm(ends, axis=1, keepdims=True)
         # Haematoxylin absorbs more red than eosin does.
-        return ends[::-1] if ends[0, 0] < ends[1, 0] else ends
+        return np.asarray(ends[::-1] if ends[0, 0] < ends[1, 0] else ends)
 
 
 def _vector(values: NDArray[np.float64]) -> Vector:

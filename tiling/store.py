@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from zarr.codecs import ZstdCodec
 from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
 from tiling.grid import TileSpec
 from tiling.output import Output
-from wsi.durable import make_folder, write_file
+from wsi.durable import make_folder, output_errors, write_file
 from wsi.errors import RecipeError, UsageError
 
 ZARR_FOLDER = "store.zarr"
@@ -211,6 +212,32 @@ def dask_delayed(function: Any) -> Any:
     return dask.delayed(function, pure=False)
 
 
+@dataclass(frozen=True, slots=True)
+class DraftArray:
+    """An array of an item that is being made; its first axis is tiles, in files of `rows_per_file`."""
+
+    draft: Draft
+    name: str
+    rows_per_file: int
+    array: zarr.Array[Any]
+
+    def write(self, rows: slice, values: NDArray[Any]) -> Path:
+        """Write one file's rows, once; returns the file, for `Draft.finish_part`."""
+        if rows.start % self.rows_per_file or rows.stop != min(
+            rows.start + self.rows_per_file, self.array.shape[0]
+        ):
+            raise ValueError(f"rows {rows.start} to {rows.stop} are not one file's")
+        with output_errors(self.draft.item):
+            self.array[rows] = values
+        zeros = ["0"] * (self.array.ndim - 1)
+        return self.draft.folder.joinpath(self.name, "c", str(rows.start // self.rows_per_file), *zeros)
+
+    def write_all(self, values: NDArray[Any]) -> None:
+        """Write all rows of a small array."""
+        with output_errors(self.draft.item):
+            self.array[:] = values
+
+
 def make_array(
     draft: Draft,
     name: str,
@@ -219,37 +246,33 @@ def make_array(
     rows_per_file: int,
     dtype: type[np.generic],
     fill: float,
-) -> zarr.Array[Any]:
-    """Create one array of an item, first axis = tiles.
+) -> DraftArray:
+    """Create one array of an item; with an empty name the item itself is the array.
 
-    A chunk is one tile where a row is large (pixels), so that one can be read alone; files hold
-    `rows_per_file` rows and each is written once, by one writer. `fill` must be a value that real data do
-    not have (NaN; 255): a hole then shows. Every chunk carries a checksum.
+    A chunk is one tile where a row is large (pixels), so that one can be read alone. `fill` must be a value
+    that real data do not have (NaN; 255): a hole then shows. Every chunk carries a checksum.
     """
     row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
     per_tile = row_bytes >= 1 << 14
-    return zarr.create_array(
-        store=os.fspath(draft.folder),
-        name=name or None,
-        shape=shape,
-        chunks=(1 if per_tile else rows_per_file, *shape[1:]),
-        shards=(rows_per_file, *shape[1:]) if per_tile else None,
-        dtype=dtype,
-        fill_value=fill,
-        compressors=ZstdCodec(level=1, checksum=True),
-        config={"write_empty_chunks": True},  # a missing file is then always damage
-    )
+    with output_errors(draft.item):
+        array = zarr.create_array(
+            store=os.fspath(draft.folder),
+            name=name or None,
+            shape=shape,
+            chunks=(1 if per_tile else rows_per_file, *shape[1:]),
+            shards=(rows_per_file, *shape[1:]) if per_tile else None,
+            dtype=dtype,
+            fill_value=fill,
+            compressors=ZstdCodec(level=1, checksum=True),
+            config={"write_empty_chunks": True},  # a missing file is then always damage
+        )
+    return DraftArray(draft, name, rows_per_file, array)
 
 
 def write_group(draft: Draft, *, attributes: Mapping[str, Any]) -> None:
     """Make the item a Zarr group; `attributes` tell any Zarr reader what it holds."""
     content = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     write_file(draft.folder / "zarr.json", canonical(content))
-
-
-def shard_file(draft: Draft, name: str, index: int, *, dimensions: int) -> Path:
-    """The file that holds shard `index` along the first axis of an array made by `make_array`."""
-    return draft.folder / name / "c" / str(index) / "/".join(["0"] * (dimensions - 1))
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:

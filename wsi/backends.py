@@ -57,7 +57,7 @@ class OpenSlideBackend:
         except openslide.OpenSlideError as error:
             raise SlideError(f"OpenSlide cannot open it ({error})", path=path, action=_DAMAGED) from error
         self.levels = _levels(self._slide.level_dimensions)
-        self.properties = dict(self._slide.properties)
+        self.properties: Mapping[str, str] = dict(self._slide.properties)
         self.associated = tuple(sorted(self._slide.associated_images))
 
     def read_level(self, level: int, column: int, row: int, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -95,7 +95,7 @@ class TiffSlideBackend:
         except Exception as error:  # tiffslide lets every error of tifffile, zarr and its own parsers through
             raise SlideError(f"tiffslide cannot open it ({error})", path=path, action=_DAMAGED) from error
         self.levels = _levels(dimensions)
-        self.properties = {
+        self.properties: Mapping[str, str] = {
             str(key): str(value) for key, value in self._slide.properties.items() if value is not None
         }
         self.associated = tuple(sorted(self._slide.associated_images))

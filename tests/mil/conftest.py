@@ -11,7 +11,7 @@ import pytest
 
 from mil.encoders import Encoder, untrained_encoder
 from tiling.output import Output
-from tiling.store import TileStore, make_array, shard_file
+from tiling.store import TileStore, make_array
 
 MakeStore = Callable[..., TileStore]
 
@@ -35,16 +35,15 @@ def make_store(tmp_path: Path) -> MakeStore:
         draft = store.begin("tiles", content | recipe)
         assert draft is not None
         origins = np.stack([np.arange(count) * 32, np.full(count, 64)], axis=1).astype(np.int32)
-        make_array(draft, "origins", shape=(count, 2), rows_per_file=count, dtype=np.int32, fill=-1)[:] = (
-            origins
-        )
+        places = make_array(draft, "origins", shape=(count, 2), rows_per_file=count, dtype=np.int32, fill=-1)
+        places.write_all(origins)
         pixels = make_array(
             draft, "pixels", shape=(count, size, size, 3), rows_per_file=step, dtype=np.uint8, fill=255
         )
-        for index, start in enumerate(range(0, count, step)):
-            rows = min(step, count - start)
-            pixels[start : start + rows] = rng.integers(0, 256, (rows, size, size, 3), np.uint8)
-            draft.finish_part(f"pixels/{start}", [shard_file(draft, "pixels", index, dimensions=4)])
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            values = rng.integers(0, 256, (rows.stop - rows.start, size, size, 3), np.uint8)
+            draft.finish_part(f"pixels/{start}", [pixels.write(rows, values)])
         draft.publish({})
         return store
 
