@@ -1,0 +1,99 @@
+"""The README is run: every command in it works as written, in the order in which it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+from wsi.synthetic import write_cohort
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("microtome ")]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README takes for granted: slides/, new-slides/, labels.csv, slide.svs."""
+    folder = tmp_path_factory.mktemp("desk")
+    write_cohort(folder / "slides", count=6, seed=5, size=(1024, 768))
+    (folder / "slides" / "labels.csv").rename(folder / "labels.csv")
+    (folder / "new-slides").mkdir()
+    shutil.copy(folder / "slides" / "synth-000.svs", folder / "new-slides" / "new.svs")
+    shutil.copy(folder / "slides" / "synth-000.svs", folder / "slide.svs")
+    return folder
+
+
+def test_the_readme_shows_every_command() -> None:
+    shown = {words[1] for words in commands()}
+    assert shown == {
+        "info",
+        "tissue",
+        "tile",
+        "encode",
+        "train",
+        "predict",
+        "heatmap",
+        "run",
+        "verify",
+        "doctor",
+    }
+    assert "make demo" in README
+
+
+def test_every_command_runs_as_written(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    for words in commands():
+        code = cli.main(words[1:])
+        _, errors = capsys.readouterr()
+        assert "ERROR" not in errors, f"{words}: {errors}"
+        assert code == 0 or words[1] == "doctor", words  # what doctor finds here is not the README's doing
+    assert (desk / "new-results/slides/new/heatmaps/model/heatmap.ome.tif").is_file()
+
+
+def test_the_python_runs_as_written(desk: Path) -> None:
+    (code,) = blocks("python")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=desk, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("(2, 256, 256, 3)")
+
+
+def test_every_make_target_named_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for text in (README, (ROOT / "CONTRIBUTING.md").read_text(), (ROOT / ".ci" / "run").read_text()):
+        for target in re.findall(r"make ([a-z]+)\b", text):
+            if target not in {"it", "them"}:
+                assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_link_leads_to_a_file(name: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`((?:wsi|tiling|mil|heatmaps)/[\w/]+\.py)`", text)
+    assert len(named) >= 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
