@@ -9,6 +9,7 @@ pyramid too. Nothing in a file depends on the clock or on chance: equal heatmaps
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 import uuid
 from collections.abc import Callable, Iterator
@@ -167,7 +168,7 @@ def _content_id(heatmap: Heatmap, description: dict[str, Any]) -> uuid.UUID:
 
 
 def _chain(path: Path) -> None:
-    """Point the base directory's "next" at its first SubIFD; tifffile has chained the SubIFDs themselves.
+    """Chain the base and its SubIFDs by their "next"; only some versions of tifffile chain the SubIFDs.
 
     A BigTIFF directory is a count (8 bytes), that many entries of 20 bytes, and the offset of the next.
     """
@@ -176,7 +177,8 @@ def _chain(path: Path) -> None:
         assert len(tif.pages) == 1
         assert base.subifds
         order, stream = tif.byteorder, tif.filehandle
-        stream.seek(base.offset)
-        (entries,) = struct.unpack(f"{order}Q", stream.read(8))
-        stream.seek(base.offset + 8 + 20 * entries)
-        stream.write(struct.pack(f"{order}Q", base.subifds[0]))
+        for here, following in itertools.pairwise([base.offset, *base.subifds]):
+            stream.seek(here)
+            (entries,) = struct.unpack(f"{order}Q", stream.read(8))
+            stream.seek(here + 8 + 20 * entries)
+            stream.write(struct.pack(f"{order}Q", following))

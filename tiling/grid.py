@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi.errors import UsageError
 from wsi.geometry import MPP_RANGE, Resolution, footprint
+
+MOST_TILES = 10_000_000
+"""A grid takes some 50 bytes a tile while it is laid; 100,000 x 100,000 px in tiles of 64 px are 2.4 million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,13 @@ class TileGrid:
 
 
 def lay_grid(slide_size: tuple[int, int], resolution: Resolution, spec: TileSpec) -> TileGrid:
-    """Cover a slide of ``(width, height)`` level-0 pixels with tiles."""
+    """Cover a slide of ``(width, height)`` level-0 pixels with tiles.
+
+    Raises
+    ------
+    UsageError
+        There would be more than `MOST_TILES`.
+    """
     per_axis = [
         (
             footprint(spec.size_px, mpp=spec.mpp, slide_mpp=slide_mpp),
@@ -82,5 +92,10 @@ def lay_grid(slide_size: tuple[int, int], resolution: Resolution, spec: TileSpec
         max(1, math.ceil((length - (tile - stride)) / stride - 1e-6))
         for length, (tile, stride) in zip(slide_size, per_axis, strict=True)
     ]
+    if counts[0] * counts[1] > MOST_TILES:
+        raise UsageError(
+            f"the grid would have {counts[0] * counts[1]:,} tiles, {MOST_TILES:,} at most are possible",
+            action="Ask for larger tiles, a coarser --mpp, or less overlap",
+        )
     (tile_x, stride_x), (tile_y, stride_y) = per_axis
     return TileGrid(counts[0], counts[1], (tile_x, tile_y), (stride_x, stride_y))

@@ -49,8 +49,10 @@ class Slide:
 
     Examples
     --------
-    >>> with Slide("slide.svs") as slide:                              # doctest: +SKIP
-    ...     tile = slide.read(10_000, 8_000, size=(256, 256), mpp=0.5)  # (256, 256, 3) uint8
+    ::
+
+        with Slide("slide.svs") as slide:
+            tile = slide.read(10_000, 8_000, size=(256, 256), mpp=0.5)  # (256, 256, 3) uint8
     """
 
     def __init__(self, path: str | Path, *, mpp: float | None = None, trust_objective: bool = False) -> None:

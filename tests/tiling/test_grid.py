@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tiling.grid import TileSpec, lay_grid
+from wsi.errors import UsageError
 from wsi.geometry import Resolution
 
 scanner_mpp = st.sampled_from([0.2325, 0.25, 0.2631, 0.3611, 0.4596, 0.499, 0.5022, 1.0])
@@ -15,7 +16,7 @@ specs = st.builds(
     TileSpec,
     size_px=st.integers(32, 512),
     mpp=st.floats(0.2, 4.0),
-    overlap_px=st.integers(0, 31),
+    overlap_px=st.integers(0, 16),
 )
 sizes = st.tuples(st.integers(50, 20_000), st.integers(50, 20_000))
 
@@ -39,6 +40,7 @@ def test_origins_are_the_exact_positions_to_half_a_pixel(
     size: tuple[int, int], mpp: float, spec: TileSpec
 ) -> None:
     grid = lay_grid(size, Resolution(mpp, mpp, "override"), spec)
+    assume(len(grid) <= 100_000)
     origins = grid.origins()
     assert origins.shape == (len(grid), 2)
     index = np.arange(len(grid))
@@ -66,3 +68,8 @@ def test_without_overlap_tiles_partition_the_plane() -> None:
 def test_a_spec_that_no_slide_can_have_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="needed"):
         TileSpec(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_grid_that_no_memory_holds_is_refused_with_what_to_change() -> None:
+    with pytest.raises(UsageError, match=r"9,993,800,961 tiles.*less overlap"):
+        lay_grid((100_000, 100_000), Resolution(1.0, 1.0, "override"), TileSpec(32, 1.0, overlap_px=31))
