@@ -12,7 +12,7 @@ from wsi.errors import UsageError
 from wsi.geometry import MPP_RANGE, Resolution, footprint
 
 MOST_TILES = 10_000_000
-"""A grid takes some 50 bytes a tile while it is laid; 100,000 x 100,000 px in tiles of 64 px are 2.4 million."""
+"""A grid takes some 50 bytes a tile; 100,000 x 100,000 px in tiles of 64 px are 2.4 million."""
 
 
 @dataclass(frozen=True, slots=True)
