@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(str(error))
         return error.exit_code
+    except BrokenPipeError:  # whoever read our results has gone, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         _complain("interrupted. Run the same command again to go on: what is finished is kept")
         return 130
@@ -143,15 +147,9 @@ def train(arguments: Arguments) -> int:
             folder=arguments.model,
             report=lambda done, total, loss: progress(done, total),
         )
-    reporter.result(
-        {
-            "model": str(arguments.model),
-            "classes": list(model.classes),
-            "slides": len(model.training["slides"]),
-            "first_loss": model.training["first_loss"],
-            "last_loss": model.training["last_loss"],
-        }
-    )
+    figures = {key: model.training[key] for key in ("first_loss", "last_loss")}
+    slides = len(model.training["slides"])
+    reporter.result({"model": model.name, "classes": model.classes, "slides": slides} | figures)
     return 0
 
 
@@ -170,7 +168,7 @@ def heatmap(arguments: Arguments) -> int:
     from mil.checkpoint import load_model
 
     model, _ = load_model(arguments.model)
-    return _over_stores(arguments, [draw_step(model.name)], model=model)
+    return _over_stores(arguments, [draw_step(model.name, weights_sha256=model.weights_sha256)], model=model)
 
 
 def run(arguments: Arguments) -> int:
@@ -178,17 +176,17 @@ def run(arguments: Arguments) -> int:
     from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
     from mil.steps import predict_step
-    from tiling.cut import recipe_of
+    from tiling.cut import recipe_from_json
     from tiling.pipeline import cut_step, survey_step
 
     model, head = load_model(arguments.model)
-    recipe = recipe_of(spec=model.features.spec, stain=model.features.stain)
+    recipe = recipe_from_json(model.features.as_json())
     steps = [
         survey_step(recipe.tissue),
         cut_step(recipe),
-        _encode_step(arguments, model.features.encoder["name"]),
+        _encode_step(arguments, model.features.encoder["name"], expected=model.features.encoder),
         predict_step(model, head),
-        draw_step(model.name),
+        draw_step(model.name, weights_sha256=model.weights_sha256),
     ]
     return _over_slides(arguments, steps, model=model)
 
@@ -199,12 +197,13 @@ def demo(arguments: Arguments) -> int:
     from wsi.find import find_real_slides
 
     reporter = _reporter(arguments)
-    result = demonstrate(arguments.out, main, say=lambda text: reporter.say(f"\n{text}"))
+    more = ["--json"] if arguments.json else []
+    result = demonstrate(arguments.out, lambda words: main([*words, *more]), say=reporter.say)
     reporter.facts(asdict(result))
     model, results = arguments.out / MODEL_NAME, arguments.out / "results"
     for path in arguments.slide or find_real_slides():
         reporter.say("A real slide. The model has seen synthetic tissue only: its scores mean nothing here.")
-        words = ["run", str(path), "-m", str(model), "-o", str(results)]
+        words = ["run", str(path), "-m", str(model), "-o", str(results), *more]
         reporter.say("$ microtome " + " ".join(words))
         if code := main(words):
             return code
@@ -242,12 +241,14 @@ def _cut_recipe(arguments: Arguments) -> CutRecipe:
         raise UsageError(str(error), action="See 'microtome tile --help'") from error
 
 
-def _encode_step(arguments: Arguments, name: str) -> Step:
+def _encode_step(arguments: Arguments, name: str, *, expected: Mapping[str, Any] | None = None) -> Step:
     from mil.device import Precision, choose_device
-    from mil.encoders import load_encoder
+    from mil.encoders import load_encoder, require_identity
     from mil.steps import encode_step
 
     encoder = load_encoder(name, weights=arguments.weights, device=str(choose_device(arguments.device)))
+    if expected is not None:
+        require_identity(encoder, expected)
     return encode_step(encoder, precision=Precision(arguments.precision) if arguments.precision else None)
 
 
@@ -285,13 +286,12 @@ def _over(
 ) -> int:
     from tiling.cohort import exit_code
     from tiling.output import Output
-    from tiling.store import TileStore
 
     output, reporter = Output(arguments.out), _reporter(arguments)
 
     def report(outcome: Outcome) -> None:
-        store = TileStore(output, outcome.slide_id)
-        reporter.outcome(outcome, store, model=model.name if model else None)
+        known = (model.name, model.weights_sha256) if model else None
+        reporter.outcome(outcome, output, model=known)
 
     outcomes = pipeline.run(
         output,
@@ -359,10 +359,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(info, "slide.svs --json", _slides)
     add(tissue, "slides/ -o results", _slides, _method, _output)
     add(tile, "slides/ -o results --mpp 0.5 --tile-size 256 --stain macenko", _slides, _tiles, _output)
-    add(encode, "results --encoder efficientnet_lite0", _results, _encoder, _network)
+    add(encode, "results --encoder efficientnet_lite0", _results, _encoder, _network, _overwrite)
     add(train, "results --labels labels.csv -m model", _results, _training, _encoder, _model)
-    add(predict, "results -m model", _results, _model)
-    add(heatmap, "results -m model", _results, _model)
+    add(predict, "results -m model", _results, _model, _overwrite)
+    add(heatmap, "results -m model", _results, _model, _overwrite)
     add(run, "slides/ -m model -o results", _slides, _model, _output, _network)
     command = add(verify, "results --full", _results)
     command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
@@ -418,12 +418,15 @@ def _slides(parser: argparse.ArgumentParser) -> None:
 
 def _results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder that was given to -o")
+
+
+def _overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
+    _overwrite(parser)
 
 
 def _model(parser: argparse.ArgumentParser) -> None:

@@ -117,8 +117,9 @@ def cutting_way(path: Path, peaks: list[int]) -> Way:
 
 def cut_and_tell(path: Path, out: Path) -> None:
     """The child's side of `cutting_way`."""
-    with Slide(path) as slide:
-        store = TileStore(Output(out), "slide")
+    output = Output(out)
+    with Slide(path) as slide, output.lock():
+        store = TileStore(output, "slide")
         cost = timed(lambda: cut_slide(slide, store, CutRecipe(spec=SPEC)), units=1)
     tiles = len(store)
     print(json.dumps({"cpu": cost.cpu / tiles, "wall": cost.wall / tiles, "peak": peak_memory()}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,66 +15,83 @@ from heatmaps.qupath import TileClasses, write_tiles
 from heatmaps.raster import Heatmap, paint
 from tiling.commit import Commit
 from tiling.pipeline import Step
-from tiling.store import TileStore
+from tiling.store import TileStore, scores_by
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
 from wsi.durable import write_file
 
-SCORES, COLOURS = "scores.ome.tif", "heatmap.ome.tif"
-OVERLAY, ATTENTION_OVERLAY, GEOJSON = "overlay.png", "attention.png", "tiles.geojson"
+SCORES, GEOJSON = "scores.ome.tif", "tiles.geojson"
 RANK = "attention rank"
 
 
-def draw_heatmap(store: TileStore, model: str) -> Commit:
+def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = None) -> Commit:
     """Paint a model's tile scores and attention on the slide's frame.
 
-    Writes ``scores.ome.tif`` (float32, one channel a class and the attention's rank), ``heatmap.ome.tif``
-    (coloured, for a look), ``overlay.png`` and ``attention.png`` (over the thumbnail) and
-    ``tiles.geojson`` (for QuPath).
+    Writes ``scores.ome.tif`` (float32, one channel a class and the attention's rank), ``tiles.geojson`` (for
+    QuPath), and for each class and for attention ``heatmap-<name>.ome.tif`` (coloured) and
+    ``overlay-<name>.png`` (over the thumbnail).
 
     Parameters
     ----------
     store
         The slide; the caller holds the output's lock.
     model
-        Key of the model whose scores are drawn.
+        Name of the model whose scores are drawn.
+    weights_sha256
+        Its weights, where the caller knows them: another model may bear the same name.
 
     Raises
     ------
     UsageError
         There are no scores by that model.
+    RecipeError
+        They are by another model of that name, or of tiles that have been replaced since.
     """
-    commit = store.require(f"scores/{model}")
-    recipe = {"step": "heatmap", "scores": commit.digest, "tissue": store.require("tissue").digest}
+    commit = scores_by(store, model, weights_sha256)
+    recipe = {"step": "heatmap", "inputs": store.inputs(f"scores/{model}", "tissue")}
     draft = store.begin(f"heatmaps/{model}", recipe)
     if draft is None:
         return store.require(f"heatmaps/{model}")
     classes = tuple(commit.recipe["model"]["classes"])
     scores, attention = store.scores(model)
     heatmap = _paint(store, classes, scores, attention)
-    shown = classes[-1]  # two classes mirror each other; the last is the finding, not the normal
     write_scores(draft.folder / SCORES, heatmap)
-    write_colours(draft.folder / COLOURS, heatmap, shown)
     thumbnail, scale = read_thumbnail(store)
-    for name, channel in ((OVERLAY, shown), (ATTENTION_OVERLAY, RANK)):
+    for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
+        write_colours(draft.folder / f"heatmap-{name}.ome.tif", heatmap, channel)
         picture = draw_overlay(thumbnail, heatmap, channel, thumbnail_scale=scale[0])
-        write_file(draft.folder / name, encode_png(picture))
+        write_file(draft.folder / f"overlay-{name}.png", encode_png(picture))
+    record = store.record
     write_tiles(
         draft.folder / GEOJSON,
         slide_id=store.slide_id,
         origins=store.origins,
-        tile=_pair(store.record["tile_level0"]),
-        slide_size=tuple(store.record["slide_size"]),
+        tile=_pair(record["tile_level0"]),
+        slide_size=tuple(record["slide_size"]),
         measurements=_measurements(classes, scores, attention),
         classes=TileClasses(classes, scores.argmax(axis=1)),
-        bounds_origin=tuple(store.record["bounds_origin"]),
+        bounds_origin=tuple(record["bounds_origin"]),
     )
-    return draft.publish({"channels": list(heatmap.channels), "shown": shown, "versions": versions()})
+    return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
 
 
-def draw_step(model: str) -> Step:
+def file_names(channels: Sequence[str]) -> list[str]:
+    """A part of a file name for each channel, all different.
+
+    >>> file_names(["tumour", "not so sure", "not-so-sure"])
+    ['0-tumour', '1-not-so-sure', '2-not-so-sure']
+    """
+    names = [re.sub(r"[^\w-]+", "-", channel) for channel in channels]
+    if len({name.casefold() for name in names}) == len(names):
+        return names
+    return [f"{index}-{name}" for index, name in enumerate(names)]
+
+
+def draw_step(model: str, *, weights_sha256: str) -> Step:
     """Draw a model's scores as files that people open."""
-    return Step(f"heatmaps/{model}", lambda job: draw_heatmap(job.store, model))
+    return Step(
+        f"heatmaps/{model}", lambda job: draw_heatmap(job.store, model, weights_sha256=weights_sha256)
+    )
 
 
 def _paint(

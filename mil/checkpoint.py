@@ -38,7 +38,7 @@ class Model:
     Raises
     ------
     UsageError
-        The name cannot be a folder's, or there are not at least two classes.
+        See `check_model_name`; or there are not at least two classes.
     """
 
     name: str
@@ -57,11 +57,7 @@ class Model:
     """How it was trained, as JSON: for the reader, and to tell whether training again would change it."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.\-]{0,79}", self.name):
-            raise UsageError(
-                f"{self.name!r} cannot be a model's name: letters, digits, _ . and - only, 80 at most",
-                action="Choose another name",
-            )
+        check_model_name(self.name)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise UsageError(
                 f"model {self.name!r} has classes {list(self.classes)}; it needs at least two, all different",
@@ -73,6 +69,45 @@ class Model:
         content = asdict(self) | {"format": FORMAT, "features": self.features.as_json()}
         as_read: dict[str, Any] = json.loads(canonical(content))  # tuples are lists there
         return as_read
+
+
+def check_model_name(name: str) -> str:
+    """The name, if results can be filed under it.
+
+    Raises
+    ------
+    UsageError
+        It cannot be a folder's, or Zarr would take the folder ``scores/<name>`` for its own.
+    """
+    if not re.fullmatch(r"\w[\w.\-]{0,79}", name):
+        raise UsageError(
+            f"{name!r} cannot be a model's name: letters, digits, _ . and - only, 80 at most",
+            action="Choose another name",
+        )
+    if name.startswith("__") or name.casefold().endswith(".json"):
+        raise UsageError(
+            f"{name!r} cannot be a model's name: names that end in .json or begin with __ have a meaning "
+            "in the output",
+            action="Choose another name",
+        )
+    return name
+
+
+def check_model_folder(folder: Path) -> None:
+    """Find out before any work whether a model can be saved as `folder`.
+
+    Raises
+    ------
+    UsageError
+        See `check_model_name`.
+    RecipeError
+        Something is there.
+    """
+    check_model_name(folder.name)
+    if (folder / CARD_FILE).is_file():
+        raise _in_the_way(folder, "a model")
+    if folder.exists() or folder.is_symlink():
+        raise _in_the_way(folder, "something that is not a model")
 
 
 def describe(
@@ -128,7 +163,8 @@ def save_model(folder: Path, head: Head, model: Model) -> Commit:
 
 
 def _in_the_way(folder: Path, what: str) -> RecipeError:
-    return RecipeError(f"{what} is there already", path=folder, action="Choose another folder, or delete it")
+    action = "Choose another folder with -m, or delete it"
+    return RecipeError(f"{what} is there already", path=folder, action=action)
 
 
 def load_model(folder: Path) -> tuple[Model, Head]:

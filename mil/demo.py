@@ -43,12 +43,12 @@ class DemoResult:
 
 
 def demonstrate(folder: Path, command: Command, *, say: Callable[[str], None]) -> DemoResult:
-    """Write a cohort, and take it through tile, encode, train and run.
+    """Write a cohort, and take it through tile, encode, train, predict, heatmap and verify.
 
     Parameters
     ----------
     folder
-        Where slides (``slides/``), results (``results/``) and the model go. What is there is kept.
+        Where slides (``slides/``), results (``results/``) and the model go. Finished results are kept.
     command
         Runs a command line of ours.
     say
@@ -63,7 +63,7 @@ def demonstrate(folder: Path, command: Command, *, say: Callable[[str], None]) -
     model, labels = folder / MODEL_NAME, slides / "labels.csv"
 
     def microtome(*words: str) -> None:
-        say("$ microtome " + " ".join(words))
+        say("\n$ microtome " + " ".join(words))
         if command(words):
             raise MicrotomeError("the demo stopped: the command above failed")
 
@@ -89,7 +89,7 @@ def measure(output: Output, labels: Path, model_folder: Path, cohort: Sequence[S
         store = TileStore(output, slide_id)
         share = lesion_share(store, truth[slide_id])
         scores, attention = store.scores(model.name)
-        found = localisation_auc(scores[:, -1], share)
+        found = localisation_auc(scores[:, model.classes.index("tumour")], share)
         attended = localisation_auc(attention, share)
         if found is not None and attended is not None:
             by_score.append(found)
@@ -108,12 +108,13 @@ def how_to_look(folder: Path) -> str:
     slide = folder / "results" / "slides" / "synth-003"
     return f"""
 What was made, for one held-out slide with a lesion ({slide}):
-  tissue/outline.jpg                       the tissue that was found
-  heatmaps/{MODEL_NAME}/overlay.png         tile scores over the slide: open it in any viewer
-  heatmaps/{MODEL_NAME}/heatmap.ome.tif     the same as a pyramid: QuPath, Fiji, any OpenSlide viewer
-  heatmaps/{MODEL_NAME}/scores.ome.tif      the numbers, float32, a channel each
-  heatmaps/{MODEL_NAME}/tiles.geojson       drag it onto the slide in QuPath: Measure > Show measurement maps
-  store.zarr                               tiles, features and scores for any Zarr reader
+  tissue/outline.jpg                            the tissue that was found
+  heatmaps/{MODEL_NAME}/overlay-tumour.png       scores over the slide: open it in any viewer
+  heatmaps/{MODEL_NAME}/heatmap-tumour.ome.tif   the same as a pyramid: QuPath, Fiji, OpenSlide viewers
+  heatmaps/{MODEL_NAME}/scores.ome.tif           the numbers, float32, a channel each
+  heatmaps/{MODEL_NAME}/tiles.geojson            for QuPath: drag it onto the slide, then
+                                                Measure > Show measurement maps
+  store.zarr                                    tiles, features and scores for any Zarr reader
 The known lesion is in {folder / "slides" / "lesions" / "synth-003.png"}"""
 
 

@@ -11,6 +11,9 @@ import torch
 from wsi.errors import UsageError
 
 
+_DEVICE_TYPES = ("cpu", "cuda", "mps")
+
+
 class Precision(Enum):
     """The numbers that an encoder computes with."""
 
@@ -26,12 +29,14 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     UsageError
-        No such device here.
+        No such device here, or of a kind that is neither a CPU nor a GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in _DEVICE_TYPES:  # "meta" takes part in everything, and computes nothing
+            raise RuntimeError(f"this program computes on {', '.join(_DEVICE_TYPES)}")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(

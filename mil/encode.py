@@ -43,8 +43,8 @@ def encode_slide(
     encoder
         What encodes.
     precision
-        By default that of the features that are there already, else `best_precision` of the device: a run
-        that was begun on one machine can be repeated on another.
+        By default that of the features that are there already, else `best_precision` of the device: what
+        one machine has finished, another one need not do again.
     batch_size
         Tiles per step. It may change the last bit of a feature, and is not part of the recipe.
     progress
@@ -61,7 +61,7 @@ def encode_slide(
     precision = precision or _precision_there(store, item) or best_precision(encoder.device)
     recipe = {
         "step": "features",
-        "tiles": store.tiles.digest,
+        "inputs": store.inputs("tiles"),
         "encoder": encoder.identity(),
         "precision": precision.value,
     }

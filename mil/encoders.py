@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -168,6 +168,24 @@ def load_encoder(name: str, *, weights: Path | None = None, device: str = "cpu")
         module = _build(row)
         load_strictly(module, _usable(row, read_state(weights)), path=weights, what=row.name)
     return _finish(row, module, weights=f"sha256:{digest_state(module.state_dict())}", device=device)
+
+
+def require_identity(encoder: Encoder, expected: Mapping[str, Any]) -> None:
+    """Refuse an encoder that is not the one that a model was trained with.
+
+    Raises
+    ------
+    UsageError
+        What differs is named.
+    """
+    found = encoder.identity()
+    differing = [key for key in expected if found.get(key) != expected[key]]
+    if differing:
+        what = "; ".join(f"{key} {found.get(key)}, not {expected[key]}" for key in differing)
+        raise UsageError(
+            f"encoder {encoder.name!r} is not the one that the model was trained with ({what})",
+            action="Give the file of its weights with --weights",
+        )
 
 
 def untrained_encoder(name: str, *, seed: int, device: str = "cpu") -> Encoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from mil.bags import Bag
 from tiling.grid import TileSpec
 from tiling.store import TileStore
 from wsi.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,27 @@ class FeatureRecipe:
     """Size, resolution and overlap of the tiles."""
     stain: Mapping[str, Any] | None
     """How colours were normalised; None for not at all."""
+    tissue: Mapping[str, Any]
+    """How tissue was found: for cutting other slides likewise. Slides may differ in it and be compared."""
+    min_tissue: float
+    """Share of a tile that had to be tissue; likewise."""
 
     @classmethod
     def of(cls, store: TileStore, encoder_key: str) -> FeatureRecipe:
         """The recipe of the features that a store holds; `UsageError` where it holds none of that encoder."""
         encoder = store.require(f"features/{encoder_key}").recipe["encoder"]
-        return cls(encoder=encoder, spec=store.spec, stain=store.tiles.recipe["stain"])
+        return cls.from_json({"encoder": encoder, **store.tiles.recipe})
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FeatureRecipe:
         """What `as_json` gave."""
-        return cls(content["encoder"], TileSpec(**content["spec"]), content["stain"])
+        return cls(
+            encoder=content["encoder"],
+            spec=TileSpec(**content["spec"]),
+            stain=content["stain"],
+            tissue=content["tissue"],
+            min_tissue=content["min_tissue"],
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For a model's card."""
@@ -40,11 +53,17 @@ class FeatureRecipe:
             "encoder": dict(self.encoder),
             "spec": asdict(self.spec),
             "stain": dict(self.stain) if self.stain else None,
+            "tissue": dict(self.tissue),
+            "min_tissue": self.min_tissue,
         }
+
+    def mixing(self) -> dict[str, Any]:
+        """What must be equal for features to be mixed."""
+        return {"encoder": dict(self.encoder), "spec": asdict(self.spec), "stain": self.stain}
 
     def differences(self, other: FeatureRecipe) -> list[str]:
         """What differs, each as ``setting: ours, not theirs``; empty where features may be mixed."""
-        ours, theirs = _flat(self.as_json()), _flat(other.as_json())
+        ours, theirs = _flat(self.mixing()), _flat(other.mixing())
         return [
             f"{name}: {ours.get(name, 'none')}, not {theirs.get(name, 'none')}"
             for name in sorted(ours.keys() | theirs.keys())
@@ -85,13 +104,20 @@ def common_recipe(stores: Sequence[TileStore], encoder_key: str) -> FeatureRecip
         raise UsageError("there are no slides", action="Give at least one that was encoded")
     first = FeatureRecipe.of(stores[0], encoder_key)
     for store in stores[1:]:
-        differences = FeatureRecipe.of(store, encoder_key).differences(first)
-        if differences:
+        recipe = FeatureRecipe.of(store, encoder_key)
+        if differences := recipe.differences(first):
             raise UsageError(
                 f"slides {store.slide_id!r} and {stores[0].slide_id!r} were not made alike "
                 f"({'; '.join(differences[:3])})",
                 path=store.output.root,
                 action="Tile and encode all slides with the same settings",
+            )
+        if (recipe.tissue, recipe.min_tissue) != (first.tissue, first.min_tissue):
+            _log.warning(
+                "tissue of %r and %r was found differently; 'microtome run' will find it as in %r",
+                store.slide_id,
+                stores[0].slide_id,
+                stores[0].slide_id,
             )
     return first
 

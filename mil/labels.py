@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from wsi.errors import UsageError
 
 _REQUIRED = ("slide_id", "label")
 _OPTIONAL = ("patient", "split")
+_TAKEN_LABEL = "attention rank"  # the channel that every heatmap has beside its classes
+_LABEL_BYTES = 100  # labels are parts of file names
 
 
 class Split(Enum):
@@ -62,7 +65,8 @@ def read_labels(path: Path) -> LabelTable:
     """Read a CSV file with columns ``slide_id,label`` and, if wanted, ``patient`` and ``split``.
 
     UTF-8 with or without a byte-order mark, any line ends. All is text: a slide called 007 keeps its zeros.
-    Blanks around a value are dropped; other columns are left alone.
+    Blanks around a value are dropped, and letters with accents are brought to one spelling (Unicode NFC);
+    other columns are left alone.
 
     Raises
     ------
@@ -72,6 +76,7 @@ def read_labels(path: Path) -> LabelTable:
     rows = tuple(_parse(path, _read_text(path)))
     if not rows:
         raise _refused(path, "holds no slides", "Add a line 'slide_id,label' for each slide")
+    _refuse_unusable_labels(path, rows)
     _refuse_repeats(path, rows)
     _refuse_look_alikes(path, rows)
     _refuse_leaks(path, rows)
@@ -116,7 +121,9 @@ def _parse(path: Path, text: str) -> Iterator[SlideLabel]:
                     f"line {line} has {len(values)} values under {len(header)} columns",
                     "Put values that hold a comma in double quotes",
                 )
-            named = {name: values[place].strip() for name, place in places.items()}
+            named = {
+                name: unicodedata.normalize("NFC", values[place].strip()) for name, place in places.items()
+            }
             blank = [name for name, value in named.items() if not value]
             if blank:
                 raise _refused(path, f"line {line} has no {blank[0]}", "Fill it in, or delete the line")
@@ -154,6 +161,25 @@ def _split(path: Path, value: str | None, line: int) -> Split | None:
         return Split(value.lower())
     except ValueError as error:
         raise _refused(path, f"line {line} has split {value!r}", "Use train or test") from error
+
+
+def _refuse_unusable_labels(path: Path, rows: Sequence[SlideLabel]) -> None:
+    """Labels become classes in QuPath, where a colon divides; names of channels; and parts of file names."""
+    for row in rows:
+        label, reason = row.label, ""
+        if not label.isprintable():
+            reason = "holds characters that cannot be printed on one line"
+        elif ":" in label:
+            reason = "holds a colon"
+        elif label.casefold() == _TAKEN_LABEL:
+            reason = "is the name of another channel of heatmaps"
+        elif len(label.encode()) > _LABEL_BYTES:
+            reason = f"is longer than {_LABEL_BYTES} bytes"
+        if reason:
+            same = [other for other in rows if other.label == label]
+            raise _refused(
+                path, f"has label {label[:40]!r}, which {reason} ({_lines(same)})", "Choose another label"
+            )
 
 
 def _refuse_repeats(path: Path, rows: Iterable[SlideLabel]) -> None:

@@ -132,8 +132,7 @@ def predict_slide(store: TileStore, model: Model, head: Head) -> Commit:
     key = encoder_key(model)
     recipe = {
         "step": "scores",
-        "tiles": store.tiles.digest,
-        "features": store.require(f"features/{key}").digest,
+        "inputs": store.inputs("tiles", f"features/{key}"),
         "model": {
             "name": model.name,
             "weights_sha256": model.weights_sha256,

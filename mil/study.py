@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.checkpoint import Model, describe, save_model
+from mil.checkpoint import Model, check_model_folder, describe, save_model
 from mil.encoders import folder_name
 from mil.evaluation import slide_auc
 from mil.features import common_recipe, read_bag
 from mil.labels import LabelTable, Split, read_labels
 from mil.training import EpochReport, TrainingRecipe, fit
 from tiling.output import Output
-from tiling.store import TileStore
+from tiling.store import TileStore, scores_by
 from wsi.errors import UsageError
 
 
@@ -33,9 +33,14 @@ class HeldOut:
 
     @property
     def auc(self) -> float | None:
-        """Area under the ROC curve of the last class against the rest; None where one side is empty."""
-        last = self.probabilities.shape[1] - 1
-        return slide_auc((self.labels == last).astype(np.int64), self.probabilities[:, last])
+        """Area under the ROC curve, the mean over classes of each against the rest.
+
+        With two classes both are the same number. None where a class is missing or has all slides.
+        """
+        classes = range(self.probabilities.shape[1])
+        each = [slide_auc((self.labels == c).astype(np.int64), self.probabilities[:, c]) for c in classes]
+        known = [auc for auc in each if auc is not None]
+        return float(np.mean(known)) if len(known) == len(each) else None
 
 
 def train_model(
@@ -67,16 +72,18 @@ def train_model(
     Raises
     ------
     UsageError
-        The table is unsound, or slides in it have no such features; all of them are named at once.
+        The table is unsound, or slides in it have no such features; all of them are named at once. Two
+        slides were not made alike. The folder is no place for a model, or something is there already.
     """
+    check_model_folder(folder)
     table = read_labels(labels)
     key = folder_name(encoder)
     rows = table.of(Split.TRAIN)
     stores = [TileStore(output, row.slide_id) for row in rows]
     _require_features(stores, key, table)
-    index = {name: number for number, name in enumerate(table.classes)}
+    features = common_recipe(stores, key)
     bags = [
-        read_bag(store, key, label=index[row.label], patient=row.patient)
+        read_bag(store, key, label=table.classes.index(row.label), patient=row.patient)
         for store, row in zip(stores, rows, strict=True)
     ]
     losses: list[float] = []
@@ -94,13 +101,7 @@ def train_model(
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
-    model = describe(
-        head,
-        name=folder.name,
-        classes=table.classes,
-        features=common_recipe(stores, key),
-        training=training,
-    )
+    model = describe(head, name=folder.name, classes=table.classes, features=features, training=training)
     save_model(folder, head, model)
     return model
 
@@ -126,8 +127,8 @@ def held_out(output: Output, labels: Path, model: Model) -> HeldOut:
         )
     probabilities = []
     for row in rows:
-        record = TileStore(output, row.slide_id).require(f"scores/{model.name}").record
-        probabilities.append([record["probabilities"][name] for name in model.classes])
+        commit = scores_by(TileStore(output, row.slide_id), model.name, model.weights_sha256)
+        probabilities.append([commit.record["probabilities"][name] for name in model.classes])
     index = {name: number for number, name in enumerate(model.classes)}
     return HeldOut(
         tuple(row.slide_id for row in rows),

@@ -16,6 +16,9 @@ from mil.bags import Bag, PackedBags, pack
 from mil.heads import DEFAULT_HEAD, Head, Settings, build_head
 from wsi.errors import MicrotomeError, UsageError
 
+MAX_SEED = 2**63 - 1
+"""The largest seed that every generator of torch takes."""
+
 EpochReport = Callable[[int, int, float], None]
 """Called after each epoch with (epochs done, epochs in all, mean training loss)."""
 
@@ -39,7 +42,7 @@ class TrainingRecipe:
     balance_classes: bool = True
     """Weigh each class by the inverse of how often it occurs."""
     seed: int = 0
-    """Of the first weights, the order of bags and the dropout."""
+    """Of the first weights, the order of bags and the dropout; at most `MAX_SEED`."""
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -52,6 +55,10 @@ class TrainingRecipe:
                 raise UsageError(
                     f"{name} is {value}; at least {least} is needed", action="Correct the recipe"
                 )
+        if self.seed > MAX_SEED:
+            raise UsageError(
+                f"seed is {self.seed}; at most {MAX_SEED} is possible", action="Choose a smaller seed"
+            )
         if not 0 < self.learning_rate <= 1:
             raise UsageError(
                 f"the learning rate is {self.learning_rate:g}; it must be above 0 and at most 1",

@@ -39,8 +39,8 @@ def command(slides: Path, model: Path, weights: Path, out: Path) -> list[str]:
 
 def small_shards() -> None:
     """Four tiles a shard: small slides then have as many parts to be killed between as big ones."""
-    original = tiling.cut.recipe_of
-    tiling.cut.recipe_of = lambda **keywords: replace(original(**keywords), tiles_per_shard=4)
+    original = tiling.cut.recipe_from_json
+    tiling.cut.recipe_from_json = lambda content: replace(original(content), tiles_per_shard=4)
 
 
 def child(words: list[str], crash_at: str | None = None, report: Path | None = None) -> int:
@@ -104,7 +104,7 @@ def main() -> None:
     every = [f"{label}:{n}" for label in sorted(points) for n in range(1, points[label] + 1)]
     # Each label at least once, then a fair sample of all the times that they are passed.
     chosen = [f"{label}:{rng.randint(1, points[label])}" for label in sorted(points)]
-    chosen += rng.sample(every, max(0, labelled - len(chosen)))
+    chosen += rng.sample(every, min(len(every), max(0, labelled - len(chosen))))
     for number, point in enumerate(chosen):
         out = folder / f"labelled-{number}"
         if wait(child(command(slides, model, weights, out), point)) == -signal.SIGKILL:

@@ -269,6 +269,34 @@ def test_a_wrong_label_table_is_named_before_any_work(
     assert not (tmp_path / "model").exists()
 
 
+def test_an_impossible_name_costs_that_slide_only(
+    tmp_path: Path, slide: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("fine.svs", "it's <b> & $(so).svs", "two\nlines.svs"):
+        (folder / name).write_bytes(slide.read_bytes())
+    words = ["tile", folder, "-o", tmp_path / "out", "--mpp", "1", "--tile-size", "64"]
+    code, _, err = run(capsys, *words)
+    assert code == 1
+    assert "cannot be a slide id" in err
+    assert sorted(p.name for p in (tmp_path / "out" / "slides").iterdir()) == ["fine", "it's <b> & $(so)"]
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours(tmp_path: Path, slide: Path) -> None:
+    command = f"'{sys.executable}' -m cli info '{slide}' '{slide}' '{slide}' --json | head -c 1 >/dev/null"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_several_dicom_files_are_not_taken_for_several_slides(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = data_dir / "slides" / "formats" / "dicom"
+    code, _, err = run(capsys, "tile", folder, "-o", tmp_path / "out")
+    assert (code, "Give one file of each slide" in err) == (2, True)
+
+
 def test_a_bug_of_ours_is_a_line_and_code_70_and_a_traceback_only_when_asked_for(
     tmp_path: Path, slide: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

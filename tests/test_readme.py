@@ -65,7 +65,7 @@ def test_every_command_runs_as_written(
         _, errors = capsys.readouterr()
         assert "ERROR" not in errors, f"{words}: {errors}"
         assert code == 0 or words[1] == "doctor", words  # what doctor finds here is not the README's doing
-    assert (desk / "new-results/slides/new/heatmaps/model/heatmap.ome.tif").is_file()
+    assert (desk / "new-results/slides/new/heatmaps/model/heatmap-tumour.ome.tif").is_file()
 
 
 def test_the_python_runs_as_written(desk: Path) -> None:

@@ -22,7 +22,7 @@ from wsi.synthetic import write_huge_slide
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 GIB = 1 << 30
-SHARD = CutRecipe().tiles_per_shard
+SHARD = CutRecipe().shard_tiles
 THUMBNAIL = 32 * MIB
 """What a larger slide may cost more: tissue is sought at 8 µm per pixel, and 100,000 px of 0.25 µm are 3,125
 pixels of 8 µm. One copy of that thumbnail is 28 MiB."""

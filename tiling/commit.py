@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi.durable import crash_point, make_folder, output_errors, sync_file, sync_folder, write_file
-from wsi.errors import DamagedError
+from wsi.errors import DamagedError, UsageError
 
 COMMIT_FILE = "commit.json"
 FORMAT = 1
@@ -142,13 +142,19 @@ def load_commit(item: Path) -> Commit:
         data = (item / COMMIT_FILE).read_bytes()
         content = json.loads(data)
         if content["format"] > FORMAT:
-            raise damaged(item, f"it has layout {content['format']}, this version reads up to {FORMAT}")
+            raise UsageError(
+                f"it was written by a newer version (layout {content['format']}, this one reads {FORMAT})",
+                path=item,
+                action="Update Microtome, or give another -o",
+            )
         body = {key: content[key] for key in ("format", "recipe", "record", "files")}
         if content["checksum"] != hashlib.sha256(canonical(body)).hexdigest():
             raise damaged(item, f"{COMMIT_FILE} does not match its own checksum")
         files = {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except FileNotFoundError as error:
         raise damaged(item, f"it holds no {COMMIT_FILE}") from error
+    except UsageError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(item, f"{COMMIT_FILE} is unreadable ({error})") from error
     return Commit(content["recipe"], content["record"], files, hashlib.sha256(data).hexdigest())
@@ -202,7 +208,10 @@ class Draft:
         crash_point("part-finished")
 
     def publish(self, record: Mapping[str, Any]) -> Commit:
-        """Commit everything under `folder` and rename it into place."""
+        """Commit everything under `folder` and rename it into place.
+
+        What another recipe made is there until this very moment, and only then goes away.
+        """
         crash_point("before-commit")
         known = {name: entry for files in self.parts.values() for name, entry in files.items()}
         files = {name: known.get(name) or hash_file(self.folder / name) for name in _files_under(self.folder)}
@@ -221,10 +230,15 @@ class Draft:
                 sync_folder(Path(base))
             make_folder(self.item.parent)
             crash_point("before-publish")
+            old = self.folder.with_name(f"trash-{os.getpid()}-{self.item.name}")
+            if self.item.exists():
+                self.item.rename(old)
+                crash_point("old-away")
             self.folder.rename(self.item)
             crash_point("after-rename")
             sync_folder(self.item.parent)
             self._journal.unlink(missing_ok=True)
+            remove(old)
         crash_point("after-publish")
         return load_commit(self.item)
 
@@ -250,7 +264,7 @@ def begin(item: Path, recipe: Mapping[str, Any], *, work: Path) -> Draft:
     Parameters
     ----------
     item
-        Where it will be published; nothing may be there.
+        Where it will be published, in the place of what may be there.
     recipe
         JSON-able; everything that decides the bytes.
     work

@@ -18,13 +18,15 @@ from tiling.identity import FileIdentity, identify
 from tiling.stain import Macenko, MacenkoNormalizer, StainError
 from tiling.store import TileStore, make_array, write_group
 from tiling.versions import versions
-from wsi.errors import NoTissueError, SlideError
+from wsi.errors import NoTissueError, SlideError, UsageError
 from wsi.slide import Slide
-from wsi.tissue import HlsThresholds, TissueMask, TissueMethod, find_tissue
+from wsi.tissue import HlsThresholds, SaturationOtsu, TissueMask, TissueMethod, find_tissue
 
 Progress = Callable[[int, int], None]
 """Called with (tiles done, tiles in all)."""
 
+SHARD_BYTES = 48 << 20
+"""Pixels in one file: 256 tiles of 256 px. Memory is a few times that, whatever the tile or the slide."""
 FIT_TILES = 64
 """Tiles that the stain is fitted on: spread evenly over the slide's tissue."""
 FIT_PIXELS_PER_TILE = 4096
@@ -48,34 +50,56 @@ class CutRecipe:
     """Share of a tile that must be tissue."""
     stain: Macenko | None = field(default_factory=Macenko)
     """How colours are normalised; None leaves pixels alone."""
-    tiles_per_shard: int = 256
-    """Tiles in one file: the unit of work and of resumption."""
+    tiles_per_shard: int | None = None
+    """Tiles in one file: the unit of work and of resumption. None: as many as `SHARD_BYTES` hold."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_tissue <= 1:
             raise ValueError(f"min_tissue is {self.min_tissue:g}; it must be above 0 and at most 1")
-        if self.tiles_per_shard < 1:
+        if self.tiles_per_shard is not None and self.tiles_per_shard < 1:
             raise ValueError(f"tiles_per_shard is {self.tiles_per_shard}; it must be at least 1")
+
+    @property
+    def shard_tiles(self) -> int:
+        """Tiles in one file."""
+        return self.tiles_per_shard or max(1, SHARD_BYTES // (3 * self.spec.size_px**2))
 
     def as_json(self, slide: Slide, identity: FileIdentity) -> dict[str, Any]:
         """The recipe for one slide, as it is stored and compared."""
         resolution = slide.require_resolution()
         return {
             "step": "tiles",
-            "slide": {"size": identity.size, "sample_sha256": identity.sample_sha256},
+            "slide": asdict(identity),
             "resolution": asdict(resolution),
             "spec": asdict(self.spec),
             "tissue": {"method": type(self.tissue).__name__, **asdict(self.tissue)},
             "min_tissue": self.min_tissue,
             "stain": {"method": "Macenko", **asdict(self.stain)} if self.stain else None,
-            "tiles_per_shard": self.tiles_per_shard,
+            "tiles_per_shard": self.shard_tiles,
         }
 
 
-def recipe_of(*, spec: TileSpec, stain: Mapping[str, Any] | None) -> CutRecipe:
-    """The recipe with which a model's training slides were cut, from what its card says."""
-    fields = {key: value for key, value in (stain or {}).items() if key != "method"}
-    return CutRecipe(spec=spec, stain=Macenko(**fields) if stain else None)
+def recipe_from_json(content: Mapping[str, Any]) -> CutRecipe:
+    """The recipe of a stored `CutRecipe.as_json`: to cut other slides in the same way.
+
+    Raises
+    ------
+    UsageError
+        This version knows no such method.
+    """
+    methods = {method.__name__: method for method in (HlsThresholds, SaturationOtsu)}
+    try:
+        tissue, stain = dict(content["tissue"]), content["stain"]
+        return CutRecipe(
+            spec=TileSpec(**content["spec"]),
+            tissue=methods[tissue.pop("method")](**tissue),
+            min_tissue=content["min_tissue"],
+            stain=Macenko(**{k: v for k, v in stain.items() if k != "method"}) if stain else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"slides cannot be cut as it says ({error})", action="Use the version of Microtome that wrote it"
+        ) from error
 
 
 def cut_slide(
@@ -203,7 +227,7 @@ def _write_pixels(
     progress: Progress | None,
 ) -> None:
     """Read, normalise and store the shards that are not finished yet."""
-    size, step = recipe.spec.size_px, recipe.tiles_per_shard
+    size, step = recipe.spec.size_px, recipe.shard_tiles
     pixels = make_array(
         draft,
         "pixels",

@@ -6,50 +6,41 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from tiling.commit import COMMIT_FILE
 from tiling.store import TileStore
-from wsi.errors import DamagedError, RecipeError
+from wsi.errors import DamagedError
 
 _log = logging.getLogger(__name__)
 
 
-def ensure(store: TileStore, item: str, make: Callable[[], object], *, overwrite: bool = False) -> bool:
+def ensure(store: TileStore, item: str, make: Callable[[], object]) -> bool:
     """Make an item unless it is there; returns whether anything had to be made.
 
-    A damaged item is set aside and made again. An item of another recipe is replaced if `overwrite`.
-    Where `make` finds damage in an item that it reads, that one is set aside too, so that the next run
-    remakes it, and the error goes on.
+    A damaged item is set aside and made again. Where `make` finds damage in an item that it reads, that one
+    is set aside too, so that the next run remakes it, and the error goes on.
 
     Raises
     ------
     RecipeError
-        An item of another recipe is there, and `overwrite` is off.
+        An item of another recipe is there, and the store does not overwrite.
     DamagedError
         An item that this one is computed from is damaged.
     """
-    path = store.path(item)
-    existed = path.exists()
+    try:
+        before = store.find(item)
+    except DamagedError as error:
+        _set_aside(store, store.path(item), error)
+        before = None
     try:
         make()
     except DamagedError as error:
-        damaged = Path(error.path) if error.path else path
-        if not damaged.is_relative_to(store.folder) or not _is_item(damaged):
-            raise
-        aside = store.output.set_aside(damaged)
-        _log.warning("%s: %s; set aside as %s", store.slide_id, error.reason, aside)
-        if damaged != path:
-            raise
-        make()
-        return True
-    except RecipeError:
-        if not (overwrite and existed):
-            raise
-        store.output.discard(path)
-        make()
-        return True
-    return not existed
+        culprit = Path(error.path) if error.path else store.folder
+        if culprit.is_dir() and culprit != store.folder and culprit.is_relative_to(store.folder):
+            _set_aside(store, culprit, error)
+        raise
+    after = store.find(item)
+    return before is None or after is None or before.digest != after.digest
 
 
-def _is_item(folder: Path) -> bool:
-    """Whether the folder is one item: a commit, or files without one; never a folder of items."""
-    return (folder / COMMIT_FILE).exists() or any(child.is_file() for child in folder.glob("*"))
+def _set_aside(store: TileStore, culprit: Path, error: DamagedError) -> None:
+    aside = store.output.set_aside(culprit)
+    _log.warning("%s: %s; set aside as %s", store.slide_id, error.reason, aside)

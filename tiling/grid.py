@@ -27,8 +27,8 @@ class TileSpec:
     """Pixels that neighbours share along each side."""
 
     def __post_init__(self) -> None:
-        if not 8 <= self.size_px <= 4096:
-            raise ValueError(f"tile size is {self.size_px} px; needed: 8 to 4096")
+        if not 8 <= self.size_px <= 2048:
+            raise ValueError(f"tile size is {self.size_px} px; needed: 8 to 2048")
         if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
             raise ValueError(f"tile mpp is {self.mpp:g}; needed: {MPP_RANGE[0]} to {MPP_RANGE[1]}")
         if not 0 <= self.overlap_px < self.size_px:

@@ -11,29 +11,63 @@ _SAMPLES = 64
 _SAMPLE = 1 << 14
 
 
+_COMPANION_ENDS = 1 << 16
+_COMPANION_SAMPLES = 4
+
+
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """Size and sampled content of a file: the same on every machine and after every copy."""
+    """Size and sampled content of a slide's files: the same on every machine and after every copy."""
 
     size: int
-    """Bytes."""
+    """Bytes, of all files."""
     sample_sha256: str
     """SHA-256 over the first and last MiB and 64 blocks of 16 KiB spread evenly between.
 
-    Hashing all of a slide costs about 2 s per GB, on every run, to find out that nothing is to be done.
-    This finds another slide, another scan, a cut or a growing copy; it does not find a flipped bit.
+    Hashing all of a slide would cost a reading of it, on every run, to find out that nothing is to be done.
+    This finds another slide, another scan, a cut or a growing copy; it does not find a flipped bit. Files
+    that belong to the slide (MIRAX, VMS, DICOM) are sampled as well, in fewer places.
     """
 
 
 def identify(path: Path) -> FileIdentity:
-    """Read the identity of a file; at most 3 MiB are read."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as stream:
-        digest.update(stream.read(_ENDS))
-        for i in range(1, _SAMPLES + 1):
-            stream.seek(i * size // (_SAMPLES + 1))
-            digest.update(stream.read(_SAMPLE))
-        stream.seek(max(0, size - _ENDS))
-        digest.update(stream.read(_ENDS))
+    """Read the identity of a slide; some MiB are read."""
+    digest = hashlib.sha256()
+    size = _sample(path, digest, ends=_ENDS, samples=_SAMPLES)
+    for companion in companions(path):
+        digest.update(companion.name.encode("utf-8", "surrogateescape"))
+        size += _sample(companion, digest, ends=_COMPANION_ENDS, samples=_COMPANION_SAMPLES)
     return FileIdentity(size, digest.hexdigest())
+
+
+def companions(path: Path) -> list[Path]:
+    """Other files that hold parts of the slide, sorted.
+
+    MIRAX keeps them in a folder of the slide's name; a VMS or VMU names files beside it; the files of a DICOM
+    series lie in one folder (files of another series there do no harm: they are sampled too).
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        found = [p for p in path.with_suffix("").rglob("*") if p.is_file()]
+    elif suffix in {".vms", ".vmu"}:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found = [p for p in path.parent.iterdir() if p.is_file() and p != path and p.name in text]
+    elif suffix == ".dcm":
+        found = [p for p in path.parent.glob("*.dcm") if p != path]
+    else:
+        found = []
+    return sorted(found)
+
+
+def _sample(path: Path, digest: hashlib._Hash, *, ends: int, samples: int) -> int:
+    """Feed a file's size and samples to the digest; returns the size."""
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as stream:
+        digest.update(stream.read(ends))
+        for i in range(1, samples + 1):
+            stream.seek(i * size // (samples + 1))
+            digest.update(stream.read(_SAMPLE))
+        stream.seek(max(0, size - ends))
+        digest.update(stream.read(ends))
+    return size

@@ -20,19 +20,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import socket
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from tiling.commit import COMMIT_FILE, Damage, find_damage, load_commit, remove
+from tiling.commit import COMMIT_FILE, Commit, Damage, canonical, find_damage, load_commit, remove
 from wsi.durable import make_folder, output_errors
-from wsi.errors import DamagedError, OutputBusyError, UsageError
+from wsi.errors import DamagedError, OutputBusyError, OutputError, UsageError
 
-_SLIDE_ID = re.compile(r"[\w.\- +,@()\[\]]{1,120}")
+ZARR_FOLDER = "store.zarr"
+GROUP = canonical({"attributes": {}, "zarr_format": 3, "node_type": "group"})
+"""Content of the metadata file of a Zarr group."""
+LONGEST_ID = 150
+"""Bytes of a slide id: names that are made from it must stay below the 255 of usual file systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +64,8 @@ class Output:
         return {folder.name: folder for folder in cut if (folder / "store.zarr" / "tiles").is_dir()}
 
     def items(self) -> Iterator[Path]:
-        """Every item's folder, whole or damaged, sorted."""
-        for base, folders, files in os.walk(self.root / "slides"):
-            folders.sort()
-            if COMMIT_FILE in files:
-                folders.clear()
-                yield Path(base)
+        """Every committed item's folder, whole or damaged, sorted."""
+        return (item for item in _item_folders(self.root / "slides") if (item / COMMIT_FILE).exists())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -81,23 +81,28 @@ class Output:
             The folder cannot be created or written to: found out before any work starts.
         """
         make_folder(self.work)
-        path = self.root / ".lock"
-        with output_errors(self.root), path.open("a+b") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                stream.seek(0)
-                holder = stream.read(500).decode(errors="replace") or "another process"
-                raise OutputBusyError(
-                    f"another run is writing here ({holder})",
-                    path=self.root,
-                    action="Wait for it to end, or give another folder with -o",
-                ) from error
+        with output_errors(self.root):
+            stream = (self.root / ".lock").open("a+b")
+        with stream:
+            self._take(stream)
+            yield
+
+    def _take(self, stream: BinaryIO) -> None:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read(500).decode(errors="replace") or "another process"
+            raise OutputBusyError(
+                f"another run is writing here ({holder})",
+                path=self.root,
+                action="Wait for it to end, or give another folder with -o",
+            ) from error
+        command = " ".join(Path(word).name for word in sys.argv[:2])
+        with output_errors(self.root):
             stream.truncate(0)
-            command = " ".join(Path(word).name for word in sys.argv[:2])
             stream.write(f"process {os.getpid()} on {socket.gethostname()}: {command}".encode())
             stream.flush()
-            yield
 
     def set_aside(self, item: Path) -> Path:
         """Move a damaged item to the quarantine, out of every reader's sight; returns where it went."""
@@ -111,19 +116,17 @@ class Output:
             item.rename(target)
         return target
 
-    def discard(self, item: Path) -> None:
-        """Delete an item: renamed first, so that no reader sees half of it."""
-        make_folder(self.work)
-        trash = self.work / f"trash-{os.getpid()}-{item.name}"
-        with output_errors(self.root):
-            item.rename(trash)
-            remove(trash)
-
     def clean(self) -> None:
-        """Delete what killed runs threw away but had no time to delete. The caller holds the lock."""
+        """Delete what killed runs left and nobody will go on with. The caller holds the lock."""
         with output_errors(self.root):
-            for old in self.work.glob("trash-*"):
+            for old in (*self.work.glob("trash-*"), *self.work.glob(".*.partial")):
                 remove(old)
+
+
+def item_path(slide_folder: Path, item: str) -> Path:
+    """Folder of an item of a slide, by its name: ``"tiles"``, ``"scores/<model>"``, ``"tissue"``."""
+    in_zarr = item.split("/")[0] in {"tiles", "features", "scores"}
+    return slide_folder / ZARR_FOLDER / item if in_zarr else slide_folder / item
 
 
 def verify_items(output: Output, *, full: bool = False) -> Iterator[tuple[Path, tuple[Damage, ...]]]:
@@ -138,34 +141,90 @@ def verify_items(output: Output, *, full: bool = False) -> Iterator[tuple[Path, 
     UsageError
         There is nothing to verify.
     """
-    if not (output.root / "slides").is_dir():
-        raise UsageError("holds no results", path=output.root, action="Give the folder that was given to -o")
-    for folder in _item_folders(output.root / "slides"):
-        item = Path(folder)
+    slides, found = output.root / "slides", False
+    for item in _item_folders(slides):
+        found = True
         try:
-            damage = tuple(find_damage(item, load_commit(item), full=full))
-        except DamagedError as error:
+            commit = load_commit(item)
+            damage = (*find_damage(item, commit, full=full), *_stale(slides, item, commit))
+        except (DamagedError, UsageError) as error:
             damage = (Damage(COMMIT_FILE, error.reason),)
         yield item, damage
+    for store in sorted(slides.glob(f"*/{ZARR_FOLDER}")):
+        if broken := tuple(_broken_groups(store)):
+            yield store, broken
+    if not found:
+        raise UsageError("holds no results", path=output.root, action="Give the folder that was given to -o")
 
 
-def _item_folders(slides: Path) -> Iterator[str]:
+def _stale(slides: Path, item: Path, commit: Commit) -> Iterator[Damage]:
+    """What the item was computed from, where that is gone or another by now."""
+    folder = slides / item.relative_to(slides).parts[0]
+    for name, digest in commit.recipe.get("inputs", {}).items():
+        try:
+            now = load_commit(item_path(folder, name)).digest
+        except DamagedError:
+            yield Damage(name, "is missing, and this was computed from it")
+        else:
+            if now != digest:
+                yield Damage(name, "is another by now than this was computed from")
+
+
+def _broken_groups(store: Path) -> Iterator[Damage]:
+    """Zarr group files on the way to the items: without them other Zarr readers find nothing."""
+    for base, folders, files in _walk(store):
+        if COMMIT_FILE in files:
+            folders.clear()
+            continue
+        group = Path(base, "zarr.json")
+        if not (group.is_file() and group.read_bytes() == GROUP):
+            yield Damage(group.relative_to(store).as_posix(), "is missing or not as written")
+
+
+def _item_folders(slides: Path) -> Iterator[Path]:
     """Folders that hold an item, and those that must have held one: files, and no commit above them."""
-    for base, folders, files in os.walk(slides):
-        folders.sort()
+    for base, folders, files in _walk(slides):
         visible = [name for name in files if not name.startswith(".")]
         if COMMIT_FILE in files or (visible and visible != ["zarr.json"]):
             folders.clear()
-            yield base
+            yield Path(base)
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, sorted, through links; a folder that cannot be read is an error, not an empty one."""
+
+    def refuse(error: OSError) -> None:
+        raise OutputError(
+            f"cannot be read ({error.strerror})", path=error.filename, action="Check its permissions"
+        ) from error
+
+    for base, folders, files in os.walk(top, onerror=refuse if top.exists() else None, followlinks=True):
+        folders.sort()
+        yield base, folders, files
 
 
 def check_slide_id(slide_id: str) -> str:
-    """The id in one spelling (NFC), or `UsageError`: an id becomes a folder name, and must stay one."""
+    """The id in one spelling (NFC).
+
+    Any printable name will do: it becomes the name of a folder, and is data everywhere else.
+
+    Raises
+    ------
+    UsageError
+        It cannot be the name of a folder, or hides itself.
+    """
     name = unicodedata.normalize("NFC", slide_id)
-    if not _SLIDE_ID.fullmatch(name) or name.startswith(".") or name.strip() != name:
+    wrong = (
+        not name.isprintable()
+        or bool({"/", "\\"} & set(name))
+        or name.startswith((".", " "))
+        or name.endswith(" ")
+        or not 0 < len(name.encode("utf-8", "surrogateescape")) <= LONGEST_ID
+    )
+    if wrong:
         raise UsageError(
-            f"{slide_id!r} cannot be a slide id: letters, digits, space and . _ - + , @ ( ) [ ] only, "
-            "120 characters at most, and no dot in front",
+            f"{slide_id!r} cannot be a slide id: printable characters, no slash, no dot or space in front, "
+            f"{LONGEST_ID} bytes at most",
             action="Rename the file",
         )
     return name
@@ -182,7 +241,7 @@ def name_slides(paths: Iterable[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     taken: dict[str, Path] = {}  # case folded: on some file systems "A" and "a" are one folder
     for path in paths:
-        slide_id = check_slide_id(path.stem)
+        slide_id = unicodedata.normalize("NFC", path.stem)
         other = taken.setdefault(slide_id.casefold(), path)
         if other != path:
             raise UsageError(

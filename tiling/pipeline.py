@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tiling.cohort import Outcome, run_cohort, write_run_log
@@ -58,10 +59,7 @@ class Pipeline:
         """All steps for one slide; True where there was something to do."""
         with self.open_slide(path) if self.open_slide else nullcontext() as slide:
             job = Job(store, slide, progress)
-            made = [
-                ensure(store, step.item, lambda step=step: step.make(job), overwrite=self.overwrite)  # type: ignore[misc]
-                for step in self.steps
-            ]
+            made = [ensure(store, step.item, partial(step.make, job)) for step in self.steps]
         return any(made)
 
     def run(
@@ -99,7 +97,8 @@ class Pipeline:
 
         def work(slide_id: str, path: Path) -> bool:
             with show(slide_id) as progress:
-                return self.run_one(TileStore(output, slide_id), path, progress)
+                store = TileStore(output, slide_id, overwrite=self.overwrite)
+                return self.run_one(store, path, progress)
 
         with output.lock():
             output.clean()

@@ -10,7 +10,9 @@ from typing import Any, TextIO
 
 from tiling.cohort import Outcome, Status
 from tiling.cut import Progress
-from tiling.store import TileStore
+from tiling.output import Output
+from tiling.store import TileStore, scores_by
+from wsi.errors import MicrotomeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,13 @@ class Reporter:
         self.messages.write(text + "\n")
         self.messages.flush()
 
-    def outcome(self, outcome: Outcome, store: TileStore, *, model: str | None = None) -> None:
-        """Tell how a slide ended, as soon as it did."""
+    def outcome(self, outcome: Outcome, output: Output, *, model: tuple[str, str] | None = None) -> None:
+        """Tell how a slide ended, as soon as it did; with what `model` (name, weights) predicts."""
         line: dict[str, Any] = {"slide": outcome.slide_id, "status": outcome.status.value}
         if outcome.reason:
             line["reason"] = outcome.reason
         if outcome.status in {Status.DONE, Status.ALREADY_DONE}:
-            line |= figures(store, model)
+            line |= figures(TileStore(output, outcome.slide_id), model)
         line["seconds"] = outcome.seconds
         if outcome.status is Status.FAILED and not self.as_json:
             self.say(f"ERROR {outcome.reason}")
@@ -92,17 +94,18 @@ class Reporter:
             yield show
 
 
-def figures(store: TileStore, model: str | None = None) -> dict[str, Any]:
-    """What is worth saying of a finished slide, with what a model predicts if it is named."""
+def figures(store: TileStore, model: tuple[str, str] | None = None) -> dict[str, Any]:
+    """What is worth saying of a finished slide; nothing of what is missing, damaged or out of date."""
     found: dict[str, Any] = {}
-    if commit := store.find("tissue"):
-        found["tissue_mm2"] = commit.record["tissue_mm2"]
-    if commit := store.find("tiles"):
-        found["tiles"] = commit.record["tiles"]
-    if model and (commit := store.find(f"scores/{model}")):
-        probabilities = commit.record["probabilities"]
-        found["prediction"] = max(probabilities, key=lambda name: (probabilities[name], name))
-        found["probabilities"] = probabilities
+    with contextlib.suppress(MicrotomeError):
+        found["tissue_mm2"] = store.require("tissue").record["tissue_mm2"]
+    with contextlib.suppress(MicrotomeError):
+        found["tiles"] = store.require("tiles").record["tiles"]
+    if model:
+        with contextlib.suppress(MicrotomeError):
+            probabilities = scores_by(store, *model).record["probabilities"]
+            found["prediction"] = max(probabilities, key=lambda name: (probabilities[name], name))
+            found["probabilities"] = probabilities
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,19 @@ from zarr.codecs import ZstdCodec
 
 from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
 from tiling.grid import TileSpec
-from tiling.output import Output
+from tiling.output import GROUP, ZARR_FOLDER, Output, item_path
 from wsi.durable import make_folder, output_errors, write_file
 from wsi.errors import RecipeError, UsageError
 
-ZARR_FOLDER = "store.zarr"
-_GROUP = canonical({"attributes": {}, "zarr_format": 3, "node_type": "group"})
+ALL = slice(None)
+_STEPS = {
+    "tissue": "tissue",
+    "tiles": "tile",
+    "features": "encode",
+    "scores": "predict",
+    "heatmaps": "heatmap",
+}
+"""Which command makes an item."""
 
 
 class TileStore:
@@ -36,6 +42,8 @@ class TileStore:
         The output folder. Writing needs its lock, reading does not.
     slide_id
         Name of the slide; see `tiling.output.name_slides`.
+    overwrite
+        Replace items that another recipe made, once the new ones are complete.
 
     Raises
     ------
@@ -43,10 +51,11 @@ class TileStore:
         The id cannot be a folder name.
     """
 
-    def __init__(self, output: Output, slide_id: str) -> None:
+    def __init__(self, output: Output, slide_id: str, *, overwrite: bool = False) -> None:
         self.output = output
         self.folder = output.slide_folder(slide_id)
         self.slide_id = self.folder.name
+        self.overwrite = overwrite
 
     def __repr__(self) -> str:
         return f"<TileStore {self.slide_id!r} in {str(self.output.root)!r}>"
@@ -55,24 +64,44 @@ class TileStore:
 
     def path(self, item: str) -> Path:
         """Folder of an item, whether it is there or not."""
-        in_zarr = item.split("/")[0] in {"tiles", "features", "scores"}
-        return self.folder / ZARR_FOLDER / item if in_zarr else self.folder / item
+        return item_path(self.folder, item)
 
     def find(self, item: str) -> Commit | None:
         """The item's commit, or None; `DamagedError` where its files are not as committed."""
         return read_commit(self.path(item))
 
     def require(self, item: str) -> Commit:
-        """The item's commit; `UsageError` says which step makes it where it is not there."""
+        """The item's commit, sure to have been computed from what is there now.
+
+        Raises
+        ------
+        UsageError
+            It is not there; the message says which step makes it.
+        RecipeError
+            It, or what it was computed from, was computed from something that has been replaced since.
+        DamagedError
+            See `find`.
+        """
         commit = self.find(item)
         if commit is None:
-            step = {"tiles": "tile", "features": "encode", "scores": "predict"}.get(item.split("/")[0], "run")
+            step = _STEPS.get(item.split("/")[0], "run")
             raise UsageError(
                 f"slide {self.slide_id!r} has no {item} in this output",
                 path=self.output.root,
                 action=f"Run 'microtome {step}' first",
             )
+        for name, digest in commit.recipe.get("inputs", {}).items():
+            if self.require(name).digest != digest:
+                raise RecipeError(
+                    f"{item} of slide {self.slide_id!r} was computed from other {name} than are there now",
+                    path=self.output.root,
+                    action=f"Run 'microtome {_STEPS.get(item.split('/')[0], 'run')}' again with --overwrite",
+                )
         return commit
+
+    def inputs(self, *items: str) -> dict[str, str]:
+        """Digests of the items that another one is computed from, for its recipe."""
+        return {item: self.require(item).digest for item in items}
 
     def begin(self, item: str, recipe: Mapping[str, Any]) -> Draft | None:
         """Start or go on making an item; None where this recipe already made it.
@@ -80,42 +109,43 @@ class TileStore:
         Raises
         ------
         RecipeError
-            Another recipe made what is there. Nothing is overwritten unless asked.
+            Another recipe made what is there, and `overwrite` is off.
         DamagedError
             What is there is damaged; see `tiling.ensure`.
         """
+        path = self.path(item)
+        self._make_groups(path.parent)
         commit = self.find(item)
-        if commit is not None:
-            if commit.recipe == recipe:
-                return None
+        if commit is not None and commit.recipe == recipe:
+            return None
+        if commit is not None and not self.overwrite:
             raise RecipeError(
                 f"{item} of slide {self.slide_id!r} was made with {_difference(commit.recipe, recipe)}",
                 path=self.output.root,
                 action="Use the same settings, another -o, or --overwrite to replace it",
             )
-        path = self.path(item)
-        self._make_groups(path.parent)
         return begin(path, recipe, work=self.output.work)
 
     def _make_groups(self, folder: Path) -> None:
-        """Zarr group metadata on the way down to an item, each written whole."""
+        """Zarr group metadata on the way down to an item, each written whole; mended where it is broken."""
         make_folder(folder)
         root = self.folder / ZARR_FOLDER
         while folder.is_relative_to(root):
-            if not (folder / "zarr.json").exists():
-                write_file(folder / "zarr.json", _GROUP)
+            group = folder / "zarr.json"
+            if not (group.is_file() and group.read_bytes() == GROUP):
+                write_file(group, GROUP, work=self.output.work)
             folder = folder.parent
 
     # Tiles -----------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def tiles(self) -> Commit:
         """Commit of the tiles: recipe and record; `UsageError` where there are none."""
         return self.require("tiles")
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What was found when the slide was cut: size, resolution, stain, counts, versions."""
+        """What was found when the slide was cut: size, stain, counts, versions."""
         return self.tiles.record
 
     @property
@@ -123,23 +153,24 @@ class TileStore:
         """Size, resolution and overlap of the tiles."""
         return TileSpec(**self.tiles.recipe["spec"])
 
-    @cached_property
+    @property
     def origins(self) -> NDArray[np.int32]:
         """``(n, 2)`` level-0 (x, y) of each tile's top-left corner, in raster order."""
-        return np.asarray(self._array("tiles", "origins")[:], np.int32)
+        return np.asarray(self._read("tiles", "origins"), np.int32)
 
-    @cached_property
+    @property
     def tissue(self) -> NDArray[np.float32]:
         """``(n,)`` share of each tile that is tissue."""
-        return np.asarray(self._array("tiles", "tissue")[:], np.float32)
+        return np.asarray(self._read("tiles", "tissue"), np.float32)
 
     def __len__(self) -> int:
-        return len(self.origins)
+        return int(self.record["tiles"])
 
     def shards(self) -> list[slice]:
         """Row ranges of the shards: the unit in which tiles are cut, encoded and resumed."""
-        step = int(self.tiles.recipe["tiles_per_shard"])
-        return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
+        tiles = self.tiles
+        step, count = int(tiles.recipe["tiles_per_shard"]), int(tiles.record["tiles"])
+        return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
     def read_pixels(self, rows: slice) -> NDArray[np.uint8]:
         """``(k, size, size, 3)`` uint8 RGB of a range of tiles, normalised as the recipe says.
@@ -149,8 +180,7 @@ class TileStore:
         DamagedError
             A shard is gone or cut, or its checksum does not fit.
         """
-        array = self._array("tiles", "pixels")
-        return np.asarray(self._checked_read(array, "tiles", rows), np.uint8)
+        return np.asarray(self._read("tiles", "pixels", rows), np.uint8)
 
     def lazy_pixels(self) -> Any:
         """All tiles as a dask array, a chunk per shard, read through `read_pixels`."""
@@ -169,40 +199,43 @@ class TileStore:
 
     def features(self, encoder: str) -> NDArray[np.float16]:
         """``(n, d)`` float16, one row a tile, by the encoder of that key."""
-        item = f"features/{encoder}"
-        self._require_current(item)
-        return np.asarray(self._checked_read(self._array(item), item, slice(None)), np.float16)
+        return np.asarray(self._read(f"features/{encoder}"), np.float16)
 
     def scores(self, model: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """``(n, classes)`` tile scores and ``(n,)`` attention, by the model of that key."""
         item = f"scores/{model}"
-        self._require_current(item)
         return (
-            np.asarray(self._array(item, "scores")[:], np.float32),
-            np.asarray(self._array(item, "attention")[:], np.float32),
+            np.asarray(self._read(item, "scores"), np.float32),
+            np.asarray(self._read(item, "attention"), np.float32),
         )
 
-    def _require_current(self, item: str) -> None:
-        """Refuse numbers that were computed from tiles that are no longer these."""
-        commit = self.require(item)
-        if commit.recipe["tiles"] != self.tiles.digest:
-            raise RecipeError(
-                f"{item} of slide {self.slide_id!r} was computed from other tiles than are there now",
-                path=self.output.root,
-                action="Run the step that made it again with --overwrite",
-            )
-
-    def _array(self, item: str, name: str = "") -> zarr.Array[Any]:
-        commit = self.find(item)  # a stat of every file: no hole can be read as zeros
-        if commit is None:
-            self.require(item)
-        return zarr.open_array(self.path(item) / name if name else self.path(item), mode="r")
-
-    def _checked_read(self, array: zarr.Array[Any], item: str, rows: slice) -> NDArray[Any]:
+    def _read(self, item: str, name: str = "", rows: slice = ALL) -> NDArray[Any]:
+        """Rows of an array. `require` has a look at every file first: no hole can be read as zeros."""
+        self.require(item)
+        folder = self.path(item)
         try:
+            array = zarr.open_array(folder / name if name else folder, mode="r")
             return np.asarray(array[rows])
-        except (ValueError, OSError, RuntimeError) as error:  # codecs report a bad checksum in any of these
-            raise damaged(self.path(item), f"rows {rows.start} to {rows.stop}: {error}") from error
+        except (ValueError, OSError, RuntimeError) as error:  # a bad checksum may come as any of these
+            raise damaged(folder, f"{name or 'rows'} cannot be read: {error}") from error
+
+
+def scores_by(store: TileStore, model: str, weights_sha256: str | None) -> Commit:
+    """The commit of a model's scores, sure to be by these weights if they are given.
+
+    Raises
+    ------
+    UsageError, RecipeError, DamagedError
+        See `TileStore.require`; and `RecipeError` where another model of that name made them.
+    """
+    commit = store.require(f"scores/{model}")
+    if weights_sha256 and commit.recipe["model"]["weights_sha256"] != weights_sha256:
+        raise RecipeError(
+            f"the scores of slide {store.slide_id!r} are by another model of the name {model!r}",
+            path=store.output.root,
+            action="Run 'microtome predict' with this model and --overwrite",
+        )
+    return commit
 
 
 def dask_delayed(function: Any) -> Any:

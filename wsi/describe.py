@@ -22,6 +22,7 @@ def describe(slide: Slide) -> dict[str, Any]:
         "size": [width, height],
         "mpp": [resolution.x, resolution.y] if resolution else None,
         "mpp_source": resolution.source if resolution else None,
+        "mpp_fault": None if resolution else slide.resolution_fault,
         "objective_power": objective_power(slide.properties),
         "extent_mm": extent,
         "levels": [

@@ -78,9 +78,13 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write; on success it becomes `path` durably, on an error it is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def replacing(path: Path, *, work: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it becomes `path` durably, on an error it is removed.
+
+    The temporary file is beside `path`, or in the folder `work` of the same file system: for folders in which
+    a kill must not leave anything behind.
+    """
+    temporary = (work or path.parent) / f".{path.name}.{os.getpid()}.partial"
     try:
         with output_errors(path):
             yield temporary
@@ -94,7 +98,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` as the file `path`, whole or not at all."""
-    with replacing(path) as temporary:
+def write_file(path: Path, data: bytes, *, work: Path | None = None) -> None:
+    """Write `data` as the file `path`, whole or not at all; `work` as in `replacing`."""
+    with replacing(path, work=work) as temporary:
         temporary.write_bytes(data)

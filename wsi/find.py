@@ -22,7 +22,7 @@ def find_slides(named: Iterable[Path]) -> list[Path]:
     Raises
     ------
     UsageError
-        A folder holds no slide.
+        A folder holds no slide, or several DICOM files: which of them are one slide, their names do not say.
     """
     found: list[Path] = []
     for path in named:
@@ -37,6 +37,12 @@ def find_slides(named: Iterable[Path]) -> list[Path]:
                 f"no slide in this folder (looked for {', '.join(SUFFIXES)})",
                 path=path,
                 action="Give the folder that holds the slides, or the files themselves",
+            )
+        if sum(p.suffix.lower() == ".dcm" for p in inside) > 1:
+            raise UsageError(
+                "several DICOM files in this folder; a slide has one for each level",
+                path=path,
+                action="Give one file of each slide; its others are found by themselves",
             )
         found += inside
     return found

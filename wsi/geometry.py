@@ -28,8 +28,13 @@ class Resolution:
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("y", self.y)):
-            if not (math.isfinite(value) and MPP_RANGE[0] <= value <= MPP_RANGE[1]):
-                raise ValueError(f"mpp-{name} is {value:g}, outside {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"mpp-{name} is {value:g}; it must be above 0")
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether a brightfield scan can have it."""
+        return all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (self.x, self.y))
 
     @property
     def mpp(self) -> float:

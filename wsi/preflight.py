@@ -3,11 +3,8 @@
 Readers of slides trust the file: on damaged ones some hang, some allocate gigabytes, and some go on without
 a word and return half a slide. Here each file is first looked at with bounded reads and no library: that it
 is a regular file, what its content is, and, for TIFF, that the directories and the tables of tiles agree
-with one another and with the file's length. Damage inside a tile is left to the decoders.
-
-The structure is that of TIFF 6.0 and BigTIFF. NDPI is classic TIFF grown past 4 GiB: the position of the
-first directory takes 8 bytes, and each directory ends in the 8-byte position of the next and in the upper
-halves of its values.
+with one another and with the file's length, that its colours are such as every decoder gets right, and that
+it holds one slide. Damage inside a tile is left to the decoders.
 """
 
 from __future__ import annotations
@@ -16,15 +13,16 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from wsi.errors import SlideError
+from wsi.tiff import COPY_AGAIN, Directory, Tiff
 
 MAX_DIRECTORIES = 512
 """Directories in one file; the largest pyramids have some tens."""
@@ -35,22 +33,35 @@ MAX_UNTILED_PIXELS = 50_000_000
 MAX_DESCRIPTION_BYTES = 64 * 2**10
 """Bytes of the ImageDescription that are read."""
 
-_MAX_FIELDS = 4096  # in one directory: libtiff's own limit
-_CHUNK = 2**18  # table entries read at a time
-_AGAIN = "Copy or download it again"
 _ORIGINAL = "Give the slide file that the scanner wrote"
 _TILED = "Re-save it as a tiled pyramidal TIFF"
+_CONVERT = "Convert it to 8-bit RGB, as a tiled pyramid"
+_ONE_RGB = "Save one focal plane, or one RGB picture, as a tiled pyramid"
 
-# Numbers by their TIFF field type; 13 and 18 are positions of directories.
-_NUMBERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
-_FIELD_BYTES = dict(zip(range(1, 19), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 4, 4, 8, 8, 8), strict=True))
-
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _DESCRIPTION = 256, 257, 258, 259, 270
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
+_PHOTOMETRIC, _DESCRIPTION = 262, 270
 _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_COUNTS, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 322, 323, 324, 325, 330
-_OLD_JPEG, _NDPI = 513, 65420
+_SAMPLE_FORMAT, _OLD_JPEG = 339, 513
 _JPEG = 7  # a value of _COMPRESSION
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that state a picture's size
+
+# Values of _PHOTOMETRIC, and how many samples a pixel may then have (the fourth is opacity).
+_GREY, _RGB, _YCBCR = 1, 2, 6
+_SAMPLES_OF = {_GREY: {1}, _RGB: {3, 4}, _YCBCR: {3}}
+_OTHER_COLOURS = {
+    0: "grey in negative",
+    3: "a picture with a palette",
+    4: "a mask",
+    5: "CMYK",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+}
+_MAX_SAMPLES = 64  # whose bits and format are looked at
+_UNSIGNED = {1, 4}  # values of _SAMPLE_FORMAT; 4 is "undefined"
+_LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}  # values of _COMPRESSION
+_NOT_A_LAYER = 1 | 4  # bits of _SUBFILE: of reduced resolution, a mask
 
 # What files that are no slides begin with, and what to say of them.
 _STRANGERS = (
@@ -60,13 +71,13 @@ _STRANGERS = (
     (rb"PK\x03\x04", "is a ZIP archive", "Unpack it first"),
     (rb"\x1f\x8b", "is a gzip archive", "Unpack it first"),
     (rb"\x00\x05\x16\x07", "is a companion file of macOS without a picture", "Give the file without '._'"),
-    (rb"\x00{16}", "begins with zeros: the copy was not finished", _AGAIN),
+    (rb"\x00{16}", "begins with zeros: the copy was not finished", COPY_AGAIN),
     (
         rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)",
         "is an HTML page: the download failed",
-        _AGAIN,
+        COPY_AGAIN,
     ),
-    (rb"(\xef\xbb\xbf)?\s*<\?xml", "is an XML text: perhaps a server's message of failure", _AGAIN),
+    (rb"(\xef\xbb\xbf)?\s*<\?xml", "is an XML text: perhaps a server's message of failure", COPY_AGAIN),
     (rb"[\t\n\r\x20-\x7e]+\Z", "is a text", _ORIGINAL),
 )
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"BM")  # what the .mrxs file beside its folder may be
@@ -104,7 +115,7 @@ def check_file(path: Path) -> FileFacts:
         with path.open("rb") as file:
             head = file.read(4096)
             if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                return _check_tiff(_Tiff(file, path, size))
+                return _check_tiff(Tiff(file, path, size))
     except SlideError:
         raise
     except (OSError, ValueError) as error:
@@ -135,7 +146,7 @@ def _regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise SlideError("is a pipe, socket or device, not a file", path=path, action=_ORIGINAL)
     if status.st_size == 0:
-        raise SlideError("is empty (0 bytes)", path=path, action=_AGAIN)
+        raise SlideError("is empty (0 bytes)", path=path, action=COPY_AGAIN)
     return status.st_size
 
 
@@ -155,137 +166,79 @@ def _refuse_stranger(path: Path, head: bytes) -> NoReturn:
         if re.match(pattern, head):
             raise SlideError(f"{reason}, not a slide", path=path, action=action)
     found = head[:8].hex(" ")
-    raise SlideError(f"is no slide of a known format (begins with {found})", path=path, action=_AGAIN)
+    raise SlideError(f"is no slide of a known format (begins with {found})", path=path, action=COPY_AGAIN)
 
 
-@dataclass(frozen=True)
-class _Field:
-    """One entry of a directory."""
-
-    kind: int
-    """TIFF field type."""
-    count: int
-    """Number of values."""
-    position: int
-    """Of the first value in the file; short values stand in the entry itself."""
-    high: int
-    """NDPI: the upper half of a value that stands in the entry."""
-
-
-@dataclass(frozen=True)
-class _Directory:
-    name: str
-    """For messages."""
-    fields: dict[int, _Field]
-    """By tag."""
-    following: int
-    """Position of the next directory; 0 ends the chain."""
-
-
-class _Tiff:
-    """An open TIFF file, read within bounds."""
-
-    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
-        self.file, self.path, self.size = file, path, size
-        head = self.read(0, 8, "the header")
-        self.order = "<" if head[:2] == b"II" else ">"
-        self.big = b"+" in head[2:4]
-        self.word = "u8" if self.big else "u4"  # positions and counts
-        self.first = self.number(8 if self.big else 4, self.word, "the header")
-        self.ndpi = False
-        if not self.big and size >= 12:
-            for first in (self.first, self.number(4, "u8", "the header")):
-                if self._is_ndpi(first):
-                    self.ndpi, self.first = True, first
-
-    def fail(self, reason: str, action: str = _AGAIN) -> NoReturn:
-        raise SlideError(reason, path=self.path, action=action)
-
-    def read(self, position: int, length: int, what: str) -> bytes:
-        if position + length > self.size:
-            self.fail(f"truncated: {what} lies beyond the end of the file ({self.size:,} bytes)")
-        self.file.seek(position)
-        data = self.file.read(length)
-        if len(data) < length:
-            self.fail("shrank while it was read", "Wait until its copy is complete")
-        return data
-
-    def number(self, position: int, dtype: str, what: str) -> int:
-        return int(np.frombuffer(self.read(position, int(dtype[1]), what), self.order + dtype)[0])
-
-    def _is_ndpi(self, position: int) -> bool:
-        """Whether the directory at `position` bears Hamamatsu's tag."""
-        if not 8 <= position <= self.size - 2:
-            return False
-        count = self.number(position, "u2", "the first directory")
-        whole = min(count, (self.size - position - 2) // 12, _MAX_FIELDS)
-        entries = self.read(position + 2, 12 * whole, "the first directory")
-        return _NDPI in np.frombuffer(entries, self.order + "u2")[::6]
-
-    def directory(self, position: int, name: str) -> _Directory:
-        count_type, next_type = ("u8" if self.big else "u2"), ("u8" if self.ndpi else self.word)
-        count = self.number(position, count_type, name)
-        if not 0 < count <= _MAX_FIELDS:
-            self.fail(f"{name} is damaged or cut off ({count:,} fields)")
-        entry = np.dtype([("tag", "u2"), ("kind", "u2"), ("count", self.word), ("value", self.word)])
-        entry = entry.newbyteorder(self.order)  # type: ignore[arg-type]  # one of "<", ">"
-        start = position + int(count_type[1])
-        end = start + count * entry.itemsize
-        table = np.frombuffer(self.read(start, end - start, name), entry)
-        following = self.number(end, next_type, name)
-        highs = [0] * count
-        if self.ndpi:
-            highs = np.frombuffer(self.read(end + 8, 4 * count, name), self.order + "u4").tolist()
-        fields = {}
-        for index, ((tag, kind, length, value), high) in enumerate(zip(table.tolist(), highs, strict=True)):
-            if length * _FIELD_BYTES.get(kind, 1) <= int(self.word[1]):
-                value_at = start + (index + 1) * entry.itemsize - int(self.word[1])
-                fields[tag] = _Field(kind, length, value_at, high << 32)
-            else:
-                fields[tag] = _Field(kind, length, value + (high << 32), 0)
-        return _Directory(name, fields, following)
-
-    def chunks(self, directory: _Directory, tag: int, limit: int) -> Iterator[npt.NDArray[np.uint64]]:
-        """The first `limit` values of a field, some at a time, once all are known to lie in the file."""
-        field, what = directory.fields[tag], f"tag {tag} of {directory.name}"
-        if field.kind not in _NUMBERS:
-            self.fail(f"{what} is damaged (field type {field.kind})")
-        dtype = np.dtype(self.order + _NUMBERS[field.kind])
-        count = min(field.count, limit)
-        if field.position + count * dtype.itemsize > self.size:
-            self.fail(f"truncated: {what} lies beyond the end of the file ({self.size:,} bytes)")
-        for start in range(0, count, _CHUNK):
-            length = min(_CHUNK, count - start) * dtype.itemsize
-            data = self.read(field.position + start * dtype.itemsize, length, what)
-            yield np.frombuffer(data, dtype).astype(np.uint64) + np.uint64(field.high)
-
-    def value(self, directory: _Directory, tag: int, default: int) -> int:
-        """A field's first value, or the default that TIFF gives it."""
-        if tag not in directory.fields or directory.fields[tag].count == 0:
-            return default
-        return int(next(self.chunks(directory, tag, 1))[0])
-
-
-def _check_tiff(tiff: _Tiff) -> FileFacts:
+def _check_tiff(tiff: Tiff) -> FileFacts:
     facts = None
-    for directory in _directories(tiff):
+    tiled: list[Directory] = []  # the full pictures and, where a writer does not mark them, their levels
+    for directory, chained in _directories(tiff):
         if facts is None:
             facts = FileFacts("tiff", _SUBIFDS in directory.fields, _description(tiff, directory))
             if _WIDTH not in directory.fields:
                 tiff.fail("its first directory describes no picture", _ORIGINAL)
-        if _WIDTH in directory.fields:
             _check_picture(tiff, directory)
+            _check_colours(tiff, directory)
+        elif _WIDTH in directory.fields:
+            _check_picture(tiff, directory)
+        if chained and _TILE_WIDTH in directory.fields:
+            tiled += [] if tiff.value(directory, _SUBFILE, 0) & _NOT_A_LAYER else [directory]
     if facts is None:
         tiff.fail("holds no directory of pictures")
+    _check_layers(tiff, tiled, facts)
     return facts
 
 
-def _directories(tiff: _Tiff) -> Iterator[_Directory]:
-    """Every directory once: the chain, then what its SubIFDs lead to. A chain that closes is an error."""
+def _check_layers(tiff: Tiff, tiled: Sequence[Directory], facts: FileFacts) -> None:
+    """Refuse focal planes and channels: readers take the first, and leave out the others without a word.
+
+    In a pyramid each size occurs once. Three grey planes of OME are the exception: tiffslide, which reads
+    those with SubIFDs, takes them for RGB, and so do their writers.
+    """
+    sizes = Counter((tiff.value(d, _WIDTH, 0), tiff.value(d, _HEIGHT, 0)) for d in tiled)
+    layers = min(sizes.values(), default=0)
+    grey = all(tiff.value(d, _SAMPLES, 1) == 1 for d in tiled)
+    rgb_in_planes = grey and len(tiled) == 3 and facts.subifds and "<OME" in facts.description
+    if layers > 1 and not rgb_in_planes:
+        tiff.fail(f"is a stack of {layers} images of one size, not one slide", _ONE_RGB)
+
+
+def _check_colours(tiff: Tiff, directory: Directory) -> None:
+    """Check that the numbers are 8-bit grey, RGB or YCbCr.
+
+    Of others OpenSlide, tiffslide or both give wrong colours without a word: tiffslide takes any number for
+    RGB, OpenSlide takes a fifth channel for opacity, and neither knows which of 16 bits are in use. What a
+    file does not say is taken to be usual.
+    """
+    photometric = tiff.value(directory, _PHOTOMETRIC, _RGB)
+    # By the specification it is one bit a sample where nothing is said; but nobody writes one-bit RGB.
+    bits = tiff.values(directory, _BITS, _MAX_SAMPLES) or {1 if photometric == _GREY else 8}
+    formats = tiff.values(directory, _SAMPLE_FORMAT, _MAX_SAMPLES)
+    samples = tiff.value(directory, _SAMPLES, 0)
+    found = ""
+    if photometric not in _SAMPLES_OF:
+        found = f"is {_OTHER_COLOURS.get(photometric, f'of photometric interpretation {photometric}')}"
+    elif not formats <= _UNSIGNED:
+        found = "holds signed or fractional numbers"
+    elif not bits <= {8}:
+        found = f"has {max(bits - {8})}-bit samples"
+    elif samples and _PHOTOMETRIC in directory.fields and samples not in _SAMPLES_OF[photometric]:
+        found = f"has {samples} channels that are not those of RGB"
+    elif photometric == _YCBCR and tiff.value(directory, _COMPRESSION, 0) in _LOSSLESS:
+        found = "is YCbCr that is no JPEG"
+    if found:
+        tiff.fail(f"{found}; 8-bit RGB is needed", _CONVERT)
+
+
+def _directories(tiff: Tiff) -> Iterator[tuple[Directory, bool]]:
+    """Every directory once, and whether it is in the chain: that comes first, then what SubIFDs lead to.
+
+    A chain that closes is an error.
+    """
     seen: set[int] = set()
     waiting: list[int] = []
 
-    def visit(position: int) -> _Directory:
+    def visit(position: int) -> Directory:
         if len(seen) == MAX_DIRECTORIES:
             tiff.fail(f"has more than {MAX_DIRECTORIES} directories", _TILED)
         directory = tiff.directory(position, f"directory {len(seen)}")
@@ -301,16 +254,16 @@ def _directories(tiff: _Tiff) -> Iterator[_Directory]:
             tiff.fail("is damaged: its directories lead in a circle")
         directory = visit(position)
         position = directory.following
-        yield directory
+        yield directory, True
     while waiting:
         position = waiting.pop()
         if position not in seen:  # some writers chain what they also list
             directory = visit(position)
             waiting += [directory.following] if directory.following else []
-            yield directory
+            yield directory, False
 
 
-def _description(tiff: _Tiff, directory: _Directory) -> str:
+def _description(tiff: Tiff, directory: Directory) -> str:
     field = directory.fields.get(_DESCRIPTION)
     if field is None:
         return ""
@@ -321,7 +274,7 @@ def _description(tiff: _Tiff, directory: _Directory) -> str:
     return text.split(b"\0")[0].decode("utf-8", errors="replace")
 
 
-def _check_picture(tiff: _Tiff, directory: _Directory) -> None:
+def _check_picture(tiff: Tiff, directory: Directory) -> None:
     """Check that a picture's tiles or strips are of a bearable size, as many as it needs, and in the file."""
     name = directory.name
     width, height = tiff.value(directory, _WIDTH, 0), tiff.value(directory, _HEIGHT, 0)
@@ -350,7 +303,7 @@ def _check_picture(tiff: _Tiff, directory: _Directory) -> None:
         _check_first_jpeg(tiff, directory, (across, down))
 
 
-def _check_table(tiff: _Tiff, directory: _Directory, part: str, tags: tuple[int, int], needed: int) -> None:
+def _check_table(tiff: Tiff, directory: Directory, part: str, tags: tuple[int, int], needed: int) -> None:
     """Check that the table of tiles or strips is complete, and that what it points to lies in the file.
 
     A tile of no bytes is legal: scanners leave out glass.
@@ -373,7 +326,7 @@ def _check_table(tiff: _Tiff, directory: _Directory, part: str, tags: tuple[int,
         )
 
 
-def _check_first_jpeg(tiff: _Tiff, directory: _Directory, tile: tuple[int, int]) -> None:
+def _check_first_jpeg(tiff: Tiff, directory: Directory, tile: tuple[int, int]) -> None:
     """Check that the first tile, if a JPEG, is no larger than a tile: a decoder would make room for it.
 
     Frame headers as in ITU-T T.81, B.2.2.

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from wsi.geometry import Resolution
+from wsi.geometry import MPP_RANGE, Resolution
 
 _OBJECTIVE_UM = 10.0
 """Microns per pixel times nominal power: the convention of 0.25 at 40x and 0.5 at 20x."""
@@ -34,6 +34,14 @@ def find_resolution(properties: Mapping[str, str], *, description: str = "") -> 
     ValueError
         The slide states one that no microscope has (0, negative, not a number, outside `MPP_RANGE`).
     """
+    found = _stated(properties, description)
+    if found and not found.is_plausible:
+        low, high = MPP_RANGE
+        raise ValueError(f"the file states an mpp of {found.mpp:g}, outside {low:g} to {high:g}")
+    return found
+
+
+def _stated(properties: Mapping[str, str], description: str) -> Resolution | None:
     stated = _pair(properties, "openslide.mpp-{axis}") or _pair(properties, "tiffslide.mpp-{axis}")
     if stated:
         # OpenSlide derives a generic TIFF's figure from its resolution tags, a vendor's from the vendor's.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi.backends import Backend, OpenSlideBackend, TiffSlideBackend
-from wsi.errors import ResolutionError, SlideError
+from wsi.errors import ResolutionError, SlideError, UsageError
 from wsi.geometry import Level, Region, Resolution
 from wsi.preflight import FileFacts, check_file
 from wsi.resample import area_resample
@@ -44,8 +44,8 @@ class Slide:
     ------
     SlideError
         The file is missing, damaged or of an unknown format.
-    ResolutionError
-        It states an absurd resolution, and no `mpp` is given.
+    UsageError
+        `mpp` is not above 0.
 
     Examples
     --------
@@ -57,33 +57,35 @@ class Slide:
 
     def __init__(self, path: str | Path, *, mpp: float | None = None, trust_objective: bool = False) -> None:
         self.path = Path(path)
+        if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+            raise UsageError(
+                f"microns per pixel are overridden by {mpp:g}; they must be above 0",
+                action="Give the true figure, such as 0.25",
+            )
         self._options: dict[str, Any] = {"mpp": mpp, "trust_objective": trust_objective}
         self._open()
 
     def _open(self) -> None:
         facts = check_file(self.path)
         self._backend = _open_backend(self.path, facts)
+        self.resolution: Resolution | None = None
+        self.resolution_fault = "the file states no microns per pixel"
         try:
             self.resolution = self._find_resolution(facts)
-        except BaseException:
-            self._backend.close()
-            raise
+        except ValueError as error:
+            self.resolution_fault = str(error)
+        if self.resolution and self.resolution.anisotropy > 0.01:
+            x, y = self.resolution.x, self.resolution.y
+            _log.warning("%s: mpp differs between x (%g) and y (%g)", self.path, x, y)
 
     def _find_resolution(self, facts: FileFacts) -> Resolution | None:
-        override = self._options["mpp"]
-        try:
-            if override is not None:
-                return Resolution(override, override, source="override")
-            found = find_resolution(self.properties, description=facts.description)
-        except ValueError as error:
-            raise ResolutionError(
-                str(error), path=self.path, action="Pass the true microns per pixel with --mpp-override"
-            ) from error
+        """The override, what the file states, or what its objective has by convention; in this order."""
+        if (mpp := self._options["mpp"]) is not None:
+            return Resolution(mpp, mpp, source="override")
+        found = find_resolution(self.properties, description=facts.description)
         power = objective_power(self.properties)
         if found is None and power and self._options["trust_objective"]:
-            found = resolution_of_power(power)
-        if found and found.anisotropy > 0.01:
-            _log.warning("%s: mpp differs between x (%g) and y (%g)", self.path, found.x, found.y)
+            return resolution_of_power(power)
         return found
 
     # What the slide is -----------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ class Slide:
             nominal = resolution_of_power(power).mpp
             action += f"; its objective power {power:g} suggests about {nominal:g} (--trust-objective)"
         raise ResolutionError(
-            "the file states no microns per pixel, so nothing can be read at a known scale",
+            f"{self.resolution_fault}, so nothing can be read at a known scale",
             path=self.path,
             action=action,
         )
@@ -163,10 +165,7 @@ class Slide:
         Pixels come from the coarsest level that is at least as fine as asked, area-averaged: never
         interpolated from fewer pixels, beyond `UPSAMPLING_TOLERANCE`.
         """
-        scale_x, scale_y = self.scale(mpp)
-        region = Region(x, y, size[0] * scale_x, size[1] * scale_y)
-        level = self._level_for(scale_x, scale_y)
-        return self._read_region(region, size, level)
+        return self._read_blocks(x, y, size, self.scale(mpp))
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """The whole slide at `mpp`: ``(height, width, 3)`` uint8, corner on corner, overhang white.
@@ -174,20 +173,8 @@ class Slide:
         The size is the slide's, rounded up; memory is that of the result and of one block.
         """
         scale_x, scale_y = self.scale(mpp)
-        width, height = math.ceil(self.size[0] / scale_x), math.ceil(self.size[1] / scale_y)
-        level = self._level_for(scale_x, scale_y)
-        here = self.levels[level]
-        # Blocks of whole output pixels, so that block borders leave no trace.
-        step_x = scale_x / here.downsample_x
-        rows = max(1, int(_BLOCK_PIXELS / (width * step_x) / (scale_y / here.downsample_y)))
-        columns = width if rows > 1 else max(1, int(_BLOCK_PIXELS / step_x))
-        image = np.empty((height, width, 3), np.uint8)
-        for top in range(0, height, rows):
-            for left in range(0, width, columns):
-                w, h = min(columns, width - left), min(rows, height - top)
-                region = Region(left * scale_x, top * scale_y, w * scale_x, h * scale_y)
-                image[top : top + h, left : left + w] = self._read_region(region, (w, h), level)
-        return image
+        size = math.ceil(self.size[0] / scale_x), math.ceil(self.size[1] / scale_y)
+        return self._read_blocks(0, 0, size, (scale_x, scale_y))
 
     def scale(self, mpp: float) -> tuple[float, float]:
         """Level-0 pixels per pixel at `mpp`, along x and y; `ResolutionError` where that up-samples."""
@@ -210,6 +197,29 @@ class Slide:
             if level.downsample_x <= scale_x * 1.01 and level.downsample_y <= scale_y * 1.01
         ]
         return max(fine, key=lambda i: self.levels[i].downsample_x, default=0)
+
+    def _read_blocks(
+        self, x: float, y: float, size: tuple[int, int], scale: tuple[float, float]
+    ) -> NDArray[np.uint8]:
+        """Read `size` pixels of `scale` level-0 pixels each, in blocks: memory stays bounded.
+
+        A block is a whole number of output pixels, so that the borders of blocks leave no trace.
+        """
+        level = self._level_for(*scale)
+        here = self.levels[level]
+        across, down = scale[0] / here.downsample_x, scale[1] / here.downsample_y  # level pixels per pixel
+        columns = min(size[0], max(1, int(_BLOCK_PIXELS / across)))
+        rows = min(size[1], max(1, int(_BLOCK_PIXELS / (columns * across) / down)))
+        if (columns, rows) == size:
+            return self._read_region(Region(x, y, size[0] * scale[0], size[1] * scale[1]), size, level)
+        image = np.empty((size[1], size[0], 3), np.uint8)
+        for top in range(0, size[1], rows):
+            for left in range(0, size[0], columns):
+                block = min(columns, size[0] - left), min(rows, size[1] - top)
+                corner = x + left * scale[0], y + top * scale[1]
+                region = Region(*corner, block[0] * scale[0], block[1] * scale[1])
+                image[top : top + block[1], left : left + block[0]] = self._read_region(region, block, level)
+        return image
 
     def _read_region(self, region: Region, size: tuple[int, int], level: int) -> NDArray[np.uint8]:
         """Cut the region out of one level: whole level pixels around it, then the exact average."""

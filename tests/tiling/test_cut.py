@@ -128,10 +128,53 @@ def test_another_recipe_is_refused_by_name_and_replaced_on_request(slide_path: P
     with store.output.lock(), Slide(slide_path) as slide:
         with pytest.raises(RecipeError, match=r"spec\.mpp 1\.0, not 2\.0.*--overwrite"):
             cut_slide(slide, store, CutRecipe(spec=TileSpec(64, 2.0)))
-        fresh = TileStore(store.output, store.slide_id)
         other = CutRecipe(spec=TileSpec(64, 2.0))
-        assert ensure(fresh, "tiles", lambda: cut_slide(slide, fresh, other), overwrite=True)
+        willing = TileStore(store.output, store.slide_id, overwrite=True)
+        assert ensure(willing, "tiles", lambda: cut_slide(slide, willing, other))
         assert TileStore(store.output, store.slide_id).spec.mpp == 2.0
+        assert not list((tmp_path / ".work").iterdir())
+
+
+def test_an_overwrite_that_fails_leaves_what_was_there(slide_path: Path, tmp_path: Path) -> None:
+    store = cut(slide_path, tmp_path)
+    before = tree(store.folder)
+    willing = TileStore(store.output, store.slide_id, overwrite=True)
+    hopeless = CutRecipe(spec=TileSpec(1024, 1.0), min_tissue=1.0)
+    with store.output.lock(), Slide(slide_path) as slide, pytest.raises(NoTissueError):
+        ensure(willing, "tiles", lambda: cut_slide(slide, willing, hopeless))
+    assert tree(store.folder) == before
+
+
+def test_what_was_computed_from_replaced_tiles_is_refused(slide_path: Path, tmp_path: Path) -> None:
+    store = cut(slide_path, tmp_path)
+    with store.output.lock(), Slide(slide_path) as slide:
+        draft = store.begin("features/x", {"inputs": store.inputs("tiles")})
+        assert draft is not None
+        draft.publish({})
+        assert store.require("features/x").recipe["inputs"] == {"tiles": store.tiles.digest}
+        willing = TileStore(store.output, store.slide_id, overwrite=True)
+        cut_slide(slide, willing, PLAIN)
+    with pytest.raises(RecipeError, match=r"features/x .* computed from other tiles"):
+        store.require("features/x")
+    damage = {item.name: [d.file for d in found] for item, found in verify_items(store.output)}
+    assert damage == {"x": ["tiles"], "tiles": []}
+
+
+def test_a_broken_group_file_is_found_and_mended(slide_path: Path, tmp_path: Path) -> None:
+    store = cut(slide_path, tmp_path)
+    group = store.folder / "store.zarr" / "zarr.json"
+    group.write_bytes(b"")
+    assert [item.name for item, found in verify_items(store.output) if found] == ["store.zarr"]
+    cut(slide_path, tmp_path)
+    assert not any(found for _, found in verify_items(store.output))
+    assert zarr.open_group(group.parent, mode="r")["tiles/pixels"].shape[0] == len(store)
+
+
+@pytest.mark.parametrize("size_px", [256, 512, 2048])
+def test_a_shard_has_the_same_bytes_whatever_the_tile(size_px: int) -> None:
+    recipe = CutRecipe(spec=TileSpec(size_px, 1.0))
+    assert recipe.shard_tiles >= 1
+    assert recipe.shard_tiles * size_px**2 * 3 <= 48 << 20
 
 
 @pytest.mark.parametrize("harm", ["delete", "empty", "cut", "flip"])

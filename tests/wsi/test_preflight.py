@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import tifffile
 
 from wsi.errors import SlideError
 from wsi.preflight import FileFacts, check_file
+from wsi.slide import Slide
 from wsi.synthetic import write_huge_slide, write_slide
 
 WIDTH, HEIGHT, STRIP_ROWS, TILE_WIDTH, TILE_OFFSETS, TILE_COUNTS = 256, 257, 278, 322, 324, 325
@@ -170,6 +172,115 @@ def test_a_long_description_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "s.tiff"
     tifffile.imwrite(path, PICTURE, description="x" * 8_000_000, metadata=None)
     assert check_file(path).description == "x" * 65536
+
+
+# --- colours ---
+
+GREY = PICTURE[..., 0].copy()
+PALETTE = np.arange(768, dtype=np.uint16).reshape(3, 256)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "expected"),
+    [
+        (PICTURE, {"photometric": "rgb"}, PICTURE),
+        (PICTURE.transpose(2, 0, 1), {"photometric": "rgb", "planarconfig": "separate"}, PICTURE),
+        (GREY, {"photometric": "minisblack"}, GREY[..., None].repeat(3, axis=2)),
+        (
+            np.dstack([PICTURE, np.full_like(GREY, 255)]),
+            {"photometric": "rgb", "extrasamples": ["unassalpha"]},
+            PICTURE,
+        ),
+    ],
+    ids=["rgb", "planes", "grey", "rgba"],
+)
+def test_colours_that_pass_are_read_right(
+    tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], expected: np.ndarray
+) -> None:
+    path = tmp_path / "s.tiff"
+    tifffile.imwrite(path, pixels, tile=(128, 128), metadata=None, **options)
+    with Slide(path, mpp=0.5) as slide:
+        assert np.array_equal(slide.read(0, 0, size=(400, 300), mpp=0.5), expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "found"),
+    [
+        (np.dstack([PICTURE, GREY]), {"photometric": "separated"}, "is CMYK"),
+        (PICTURE, {"photometric": "cielab"}, "is CIELab"),
+        (PICTURE, {"photometric": "icclab"}, "is ICCLab"),
+        (PICTURE, {"photometric": 10}, "is ITULab"),
+        (GREY, {"photometric": "palette", "colormap": PALETTE}, "is a picture with a palette"),
+        (GREY, {"photometric": "mask"}, "is a mask"),
+        (GREY, {"photometric": "miniswhite"}, "is grey in negative"),
+        (GREY, {"photometric": "cfa"}, "is of photometric interpretation 32803"),
+        (PICTURE, {"photometric": "ycbcr", "compression": "zlib"}, "is YCbCr that is no JPEG"),
+        (PICTURE.astype(np.uint16), {"photometric": "rgb"}, "has 16-bit samples"),
+        (GREY > 127, {"photometric": "minisblack"}, "has 1-bit samples"),
+        (PICTURE.view(np.int8), {"photometric": "rgb"}, "holds signed or fractional numbers"),
+        (PICTURE.astype(np.float32), {"photometric": "rgb"}, "holds signed or fractional numbers"),
+        (
+            np.dstack([PICTURE, GREY, GREY]),
+            {"photometric": "rgb", "extrasamples": [0, 0]},
+            "has 5 channels that are not those of RGB",
+        ),
+        (
+            np.stack([GREY] * 5),
+            {"photometric": "minisblack", "planarconfig": "separate"},
+            "has 5 channels that are not those of RGB",
+        ),
+    ],
+)
+def test_colours_that_a_decoder_gets_wrong_are_refused_by_name(
+    tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], found: str
+) -> None:
+    path = tmp_path / "s.tiff"
+    tifffile.imwrite(path, pixels, tile=(128, 128), metadata=None, **options)
+    assert refusal(path) == f"{found}; 8-bit RGB is needed"
+
+
+@pytest.mark.parametrize("tag", [258, 262, 277])
+def test_what_a_file_does_not_say_of_its_colours_is_taken_to_be_usual(tiled: Path, tag: int) -> None:
+    entry, _ = field_at(tiled, tag)
+    patch(tiled, entry, struct.pack("<H", 60000))  # no reader knows this tag
+    check_file(tiled)
+
+
+def write_pages(path: Path, pages: list[np.ndarray], *, levels: int = 0) -> Path:
+    """Pages of the chain, each with its levels in SubIFDs; a page of truth values is marked as a mask."""
+    with tifffile.TiffWriter(path) as tiff:
+        for page in pages:
+            subfile = 4 if page.dtype == bool else 0
+            photometric = "rgb" if page.ndim == 3 else "minisblack"
+            options: dict[str, Any] = {"tile": (64, 64), "photometric": photometric, "metadata": None}
+            tiff.write(page, **options, subfiletype=subfile, subifds=levels or None)
+            for level in range(1, levels + 1):
+                tiff.write(page[:: 2**level, :: 2**level], **options, subfiletype=1)
+    return path
+
+
+def test_a_stack_of_planes_or_channels_is_refused(tmp_path: Path) -> None:
+    path, half = tmp_path / "s.tiff", PICTURE[::2, ::2]
+    reason = "is a stack of {} images of one size, not one slide"
+    assert refusal(write_pages(path, [PICTURE] * 3)) == reason.format(3)
+    assert refusal(write_pages(path, [GREY] * 5)) == reason.format(5)
+    assert refusal(write_pages(path, [PICTURE] * 2 + [half] * 2)) == reason.format(2)
+    assert refusal(write_pages(path, [PICTURE] * 2, levels=1)) == reason.format(2)
+    assert refusal(write_pages(path, [GREY] * 3, levels=1)) == reason.format(3)
+
+
+def test_a_pyramid_a_mask_and_rgb_in_planes_are_no_stacks(tmp_path: Path) -> None:
+    path, half = tmp_path / "s.tiff", PICTURE[::2, ::2]
+    check_file(write_pages(path, [PICTURE, half, half]))
+    check_file(write_pages(path, [PICTURE, GREY > 127]))
+    check_file(write_pages(path, [PICTURE], levels=2))
+    planes = [PICTURE[..., channel].copy() for channel in range(3)]
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        options: dict[str, Any] = {"tile": (64, 64), "photometric": "minisblack"}
+        tiff.write(np.stack(planes), **options, metadata={"axes": "CYX"}, subifds=1)
+        tiff.write(np.stack(planes)[:, ::2, ::2].copy(), **options, subfiletype=1)
+    with Slide(path, mpp=0.5) as slide:
+        assert np.array_equal(slide.read(0, 0, size=(400, 300), mpp=0.5), PICTURE)
 
 
 # --- files that are no slides ---

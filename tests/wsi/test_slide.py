@@ -137,8 +137,9 @@ def test_an_absurd_resolution_is_refused_until_overridden(tmp_path: Path) -> Non
     tifffile.imwrite(
         path, picture(300, 200), tile=(64, 64), photometric="rgb", resolution=(72, 72), resolutionunit="INCH"
     )
-    with pytest.raises(ResolutionError, match=r"screen\.tiff.*outside 0\.05 to 20.*--mpp-override"):
-        Slide(path)
+    refused = pytest.raises(ResolutionError, match=r"screen\.tiff.*outside 0\.05 to 20.*--mpp-override")
+    with Slide(path) as slide, refused:
+        slide.thumbnail(8.0)
     with Slide(path, mpp=0.5) as slide:
         assert slide.require_resolution().mpp == 0.5
 
