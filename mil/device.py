@@ -10,7 +10,6 @@ import torch
 
 from wsi.errors import UsageError
 
-
 _DEVICE_TYPES = ("cpu", "cuda", "mps")
 
 

@@ -51,6 +51,24 @@ def test_equals_the_definition_at_any_offset_and_ratio(
     assert np.abs(area_resample(image, window, (5, 4)) - expected).max() <= 0.5 + 1e-3
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    x=st.integers(0, 5),
+    y=st.integers(0, 5),
+    width=st.floats(5, 14),
+    height=st.floats(4, 14),
+)
+def test_equals_the_definition_on_the_fast_path(
+    seed: int, x: int, y: int, width: float, height: float
+) -> None:
+    """From a whole pixel on, at any ratio: OpenCV does it, and may round a half the other way."""
+    image, window = noise(seed, 20, 20), Region(x, y, width, height)
+    found = area_resample(image, window, (5, 4))
+    assert found.shape == (4, 5, 3)
+    assert np.abs(found - by_definition(image, window, (5, 4))).max() <= 0.51
+
+
 @pytest.mark.parametrize("ratio", [1, 2, 3, 4, 8])
 def test_equals_opencv_on_whole_pixels(ratio: int) -> None:
     image = noise(1, 48, 96)
