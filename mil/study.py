@@ -81,9 +81,9 @@ def train_model(
     rows = table.of(Split.TRAIN)
     stores = [TileStore(output, row.slide_id) for row in rows]
     _require_features(stores, key, table)
-    features = common_recipe(stores, key)
+    features, classes = common_recipe(stores, key), table.classes
     bags = [
-        read_bag(store, key, label=table.classes.index(row.label), patient=row.patient)
+        read_bag(store, key, label=classes.index(row.label), patient=row.patient)
         for store, row in zip(stores, rows, strict=True)
     ]
     losses: list[float] = []
@@ -93,7 +93,7 @@ def train_model(
         if report:
             report(done, total, loss)
 
-    head = fit(bags, class_count=len(table.classes), recipe=recipe, report=note)
+    head = fit(bags, class_count=len(classes), recipe=recipe, report=note)
     training: dict[str, Any] = {
         "recipe": recipe.as_json(),
         "slides": [row.slide_id for row in rows],
@@ -101,7 +101,7 @@ def train_model(
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
-    model = describe(head, name=folder.name, classes=table.classes, features=features, training=training)
+    model = describe(head, name=folder.name, classes=classes, features=features, training=training)
     save_model(folder, head, model)
     return model
 

@@ -30,9 +30,12 @@ def make_store(tmp_path: Path) -> MakeStore:
             "seed": seed,
             "spec": {"size_px": size, "mpp": 0.5, "overlap_px": 0},
             "stain": stain,
+            "tissue": {"method": "Otsu"},
+            "min_tissue": 0.25,
             "tiles_per_shard": step,
         }
-        draft = store.begin("tiles", content | recipe)
+        with store.output.lock():  # makes the work folder
+            draft = store.begin("tiles", content | recipe)
         assert draft is not None
         origins = np.stack([np.arange(count) * 32, np.full(count, 64)], axis=1).astype(np.int32)
         places = make_array(draft, "origins", shape=(count, 2), rows_per_file=count, dtype=np.int32, fill=-1)
@@ -44,7 +47,7 @@ def make_store(tmp_path: Path) -> MakeStore:
             rows = slice(start, min(start + step, count))
             values = rng.integers(0, 256, (rows.stop - rows.start, size, size, 3), np.uint8)
             draft.finish_part(f"pixels/{start}", [pixels.write(rows, values)])
-        draft.publish({})
+        draft.publish({"tiles": count})
         return store
 
     return make

@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save as to_safetensors
 
-from mil.checkpoint import Model, describe, load_model, save_model
+from mil.checkpoint import (
+    Model,
+    check_model_folder,
+    check_model_name,
+    describe,
+    load_model,
+    save_model,
+)
 from mil.features import FeatureRecipe
 from mil.heads import Head, build_head
 from tiling.commit import begin, canonical
@@ -23,6 +30,8 @@ FEATURES = FeatureRecipe(
     encoder={"name": "timm:test_vit", "dim": 8, "mean": [0.5, 0.5, 0.5], "weights": "untrained seed 1"},
     spec=TileSpec(size_px=128, mpp=0.5),
     stain={"method": "Macenko", "light": 240.0},
+    tissue={"method": "Otsu"},
+    min_tissue=0.25,
 )
 CLASSES = ("normal", "tumour")
 
@@ -91,6 +100,34 @@ def test_another_model_in_the_way_is_kept(saved: Path) -> None:
     with pytest.raises(RecipeError, match="not a sound model"):
         save_model(saved, head, card(head))
     assert load_model_fails(saved)
+
+
+@pytest.mark.parametrize("name", ["demo", "Modell-2.1", "_x", "жираф", "zarr", "a.json.b", "m" * 80])
+def test_a_usable_name_is_given_back(name: str) -> None:
+    assert check_model_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".work", "a b", "a/b", "m" * 81, "zarr.json", "Zarr.JSON", "my.json", "__m"]
+)
+def test_a_name_that_would_break_the_output_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a model's name"):
+        check_model_name(name)
+    with pytest.raises(UsageError, match="cannot be a model's name"):
+        card(small_head(), name=name)
+
+
+def test_a_folder_is_checked_before_any_work(saved: Path) -> None:
+    check_model_folder(saved.parent / "another")
+    with pytest.raises(UsageError, match="cannot be a model's name"):
+        check_model_folder(saved.parent / "zarr.json")
+    with pytest.raises(RecipeError, match=r"a model is there already\. Choose another folder with -m"):
+        check_model_folder(saved)
+    for name in ("file", "folder", "link"):
+        path = saved.parent / name
+        {"file": path.touch, "folder": path.mkdir, "link": lambda p=path: p.symlink_to("gone")}[name]()
+        with pytest.raises(RecipeError, match="something that is not a model is there already"):
+            check_model_folder(path)
 
 
 def load_model_fails(folder: Path) -> UsageError:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mil.device import Precision
 from mil.encode import encode_slide, encode_tiles
-from mil.encoders import Encoder, untrained_encoder
+from mil.encoders import Encoder, load_encoder, untrained_encoder
 from tiling.store import TileStore
 from wsi.errors import DamagedError, MicrotomeError, RecipeError, UsageError
 
@@ -69,7 +70,7 @@ def test_the_commit_says_what_was_done(make_store: MakeStore, tiny_encoder: Enco
     commit = encode_slide(store, tiny_encoder, precision=Precision.BF16)
     assert commit.recipe["encoder"] == tiny_encoder.identity()
     assert commit.recipe["precision"] == "bf16"
-    assert commit.recipe["tiles"] == store.tiles.digest
+    assert commit.recipe["inputs"] == {"tiles": store.tiles.digest}
     assert store.find(ITEM) == commit
 
 
@@ -143,3 +144,18 @@ def test_encoding_is_reproducible_to_the_bit(make_store: MakeStore, tiny_encoder
     for precision in Precision:
         first, second = (encode_tiles(tiny_encoder, pixels, precision=precision) for _ in range(2))
         assert first.tobytes() == second.tobytes()
+
+
+def test_a_vit_from_a_local_file_encodes_as_any_other(make_store: MakeStore, tmp_path: Path) -> None:
+    """A user's own weights: from the file to committed features, without a network."""
+    untrained = untrained_encoder("vit_small_patch16_224", seed=1)
+    tensors = {name: tensor.contiguous() for name, tensor in untrained.module.state_dict().items()}
+    save_file(tensors, tmp_path / "own.safetensors")
+    encoder = load_encoder("vit_small_patch16_224", weights=tmp_path / "own.safetensors")
+    store = make_store()
+    commit = encode_slide(store, encoder, precision=Precision.FP32)
+    features = store.features("vit_small_patch16_224")
+    assert features.shape == (11, 384)
+    assert commit.recipe["encoder"]["weights"].startswith("sha256:")
+    expected = untrained(torch.from_numpy(store.read_pixels(slice(0, 11)))).numpy()
+    np.testing.assert_allclose(features, expected, rtol=2e-3, atol=2e-3)

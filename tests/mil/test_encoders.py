@@ -303,6 +303,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="no device 'toaster' here"):
         choose_device("toaster")
+    for name in ("meta", "xla", "vulkan:0"):
+        with pytest.raises(UsageError, match=f"no device '{name}' here"):
+            choose_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
 

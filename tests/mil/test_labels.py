@@ -79,6 +79,12 @@ def test_columns_come_in_any_order_and_others_are_ignored(tmp_path: Path) -> Non
             "slide_id,label,patient,split\ns1,a,p,train\ns2,b,q,train\ns3,a,p,test\n",
             r"patient 'p' in both train and test \(lines 2, 4\)",
         ),
+        ('slide_id,label\ns1,"a\nb"\ns2,c\n', r"label 'a\\nb', which .* one line \(line 3\)"),
+        ("slide_id,label\ns1,a\x07\ns2,c\ns3,a\x07\n", r"cannot be printed on one line \(lines 2, 4\)"),
+        ("slide_id,label\ns1,a: b\ns2,c\n", r"label 'a: b', which holds a colon \(line 2\)"),
+        ("slide_id,label\ns1,a\ns2,Attention Rank\n", r"another channel of heatmaps \(line 3\)"),
+        (f"slide_id,label\ns1,a\ns2,{'é' * 51}\n", r"longer than 100 bytes \(line 3\)"),
+        ("slide_id,label\né,a\ns2,b\ne\u0301,a\n", r"slide 'é' more than once \(lines 2, 4\)"),
         ('slide_id,label\ns1,"a\n', "is not CSV"),
         (b"slide_id,label\ns1,\xff\n", "not UTF-8 text"),
     ],
@@ -89,6 +95,12 @@ def test_what_would_spoil_an_experiment_is_refused(tmp_path: Path, content: str 
     assert caught.value.path == str(tmp_path / "labels.csv")
     assert caught.value.action
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_letters_with_accents_have_one_spelling(tmp_path: Path) -> None:
+    table = read(tmp_path, "slide_id,label\nmu\u0308,é\ns2,e\u0301\ns3,b\n")
+    assert table.classes == ("b", "é")
+    assert table.rows[0].slide_id == "mü"
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

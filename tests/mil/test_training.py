@@ -142,9 +142,20 @@ def test_divergence_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         fit(cohort(6), class_count=2, recipe=TrainingRecipe(head="diverges", epochs=3))
 
 
+def test_the_largest_seed_trains() -> None:
+    fit(cohort(4), class_count=2, recipe=TrainingRecipe(settings=QUICK.settings, epochs=1, seed=2**63 - 1))
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{"epochs": 0}, {"bags_per_step": 0}, {"seed": -1}, {"learning_rate": 0}, {"weight_decay": -1}],
+    [
+        {"epochs": 0},
+        {"bags_per_step": 0},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"learning_rate": 0},
+        {"weight_decay": -1},
+    ],
 )
 def test_absurd_recipes_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(UsageError):

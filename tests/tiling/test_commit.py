@@ -181,6 +181,26 @@ def test_a_kill_at_any_labelled_point_changes_no_byte(tmp_path: Path, label: str
     assert tree(killed) == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("label", [*LABELS, "old-away:1"])
+def test_a_kill_while_replacing_leaves_the_old_or_the_new_within_reach(tmp_path: Path, label: str) -> None:
+    make_item(tmp_path / "whole")
+    root = tmp_path / "killed"
+    old = RECIPE | {"seed": 0}
+    item = make_item(root, recipe=old)
+    command = [sys.executable, "-c", SCRIPT.replace("if read_commit(item) is None:", "if True:"), str(root)]
+    killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"MICROTOME_CRASH_AT": label}, check=False)
+    assert killed.returncode == -9
+    seen = read_commit(item)
+    if label == "old-away:1":  # between the two renames; the next run publishes what is complete
+        assert seen is None
+    else:
+        assert seen is not None
+        assert seen.recipe in (old, RECIPE)
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert tree(root) == tree(tmp_path / "whole")
+    assert not [p for p in (root / ".work").iterdir() if not p.name.startswith("trash-")]
+
+
 def test_a_full_disk_is_said_with_what_to_do(tmp_path: Path) -> None:
     import errno
 
