@@ -33,8 +33,8 @@ def area_resample(image: NDArray[np.uint8], window: Region, size: tuple[int, int
     -----
     Each source pixel counts by the share of it that lies under the output pixel's footprint: a separable
     box filter. OpenCV's ``INTER_AREA`` computes the same, several times faster, but takes no fractional
-    offset: it serves windows that start on a pixel, which level-0 tiles do. The two agree to one grey level,
-    where a mean falls on a half.
+    offset: it serves windows that start on a pixel, which level-0 tiles do. The two agree to one grey level:
+    OpenCV leaves out shares below a thousandth of a pixel.
     """
     width, height = size
     ratio_x, ratio_y = window.width / width, window.height / height
@@ -46,9 +46,10 @@ def area_resample(image: NDArray[np.uint8], window: Region, size: tuple[int, int
         if crop.shape[:2] == (height, width):
             return np.ascontiguousarray(crop)
         # Given the factors instead of the size, OpenCV keeps the exact ratio; what is cut off at the end are
-        # pixels that the window does not fill.
+        # pixels that the window does not fill. But a result of the same size it only copies.
         scaled = cv2.resize(crop, None, fx=1 / ratio_x, fy=1 / ratio_y, interpolation=cv2.INTER_AREA)
-        return np.ascontiguousarray(scaled[:height, :width], np.uint8)
+        if scaled.shape != crop.shape:
+            return np.ascontiguousarray(scaled[:height, :width], np.uint8)
     rows = _average(image, window.y, window.height, height)  # (height, columns, channels) float32
     both = _average(rows.swapaxes(0, 1), window.x, window.width, width).swapaxes(0, 1)
     return np.ascontiguousarray(np.floor(both + 0.5).astype(np.uint8))
