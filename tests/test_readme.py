@@ -78,6 +78,12 @@ def test_the_python_runs_as_written(desk: Path) -> None:
     assert done.stdout.splitlines()[-1].endswith("(2, 256, 256, 3)")
 
 
+def test_every_script_and_test_that_is_named_is_there() -> None:
+    named = re.findall(r"((?:benchmarks|tests)/\w+\.py)", README)
+    assert len(named) >= 4
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_every_make_target_named_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for text in (README, (ROOT / "CONTRIBUTING.md").read_text(), (ROOT / ".ci" / "run").read_text()):
