@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
 GIB = 1 << 30
 SHARD = CutRecipe().shard_tiles
-THUMBNAIL = 32 * MIB
-"""What a larger slide may cost more: tissue is sought at 8 µm per pixel, and 100,000 px of 0.25 µm are 3,125
-pixels of 8 µm. One copy of that thumbnail is 28 MiB."""
+THUMBNAIL = 64 * MIB
+"""What a larger slide may cost more. Tissue is sought at 8 µm per pixel: 100,000 px of 0.25 µm become 3,125,
+and that thumbnail and one copy of it are 56 MiB."""
 
 PEAK = """
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))

@@ -129,6 +129,7 @@ class TileStore:
     def _make_groups(self, folder: Path) -> None:
         """Zarr group metadata on the way down to an item, each written whole; mended where it is broken."""
         make_folder(folder)
+        make_folder(self.output.work)
         root = self.folder / ZARR_FOLDER
         while folder.is_relative_to(root):
             group = folder / "zarr.json"

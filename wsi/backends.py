@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -138,9 +139,8 @@ def _halves_to(full: int, size: int, ratio: int) -> bool:
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Lay (h, w, 4) pixels on white: where nothing was scanned OpenSlide answers transparent *black*."""
-    alpha = rgba[..., 3]
-    rgb = rgba[..., :3]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgb)
+    if cv2.extractChannel(rgba, 3).min() == 255:
+        return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), np.uint8)
+    alpha, rgb = rgba[..., 3], rgba[..., :3]
     share = alpha[..., None].astype(np.float32) / 255
     return np.asarray(np.round(rgb * share + 255 * (1 - share)), np.uint8)

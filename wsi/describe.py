@@ -15,14 +15,13 @@ def describe(slide: Slide) -> dict[str, Any]:
     extent = None
     if resolution:
         extent = [round(width * resolution.x / 1000, 3), round(height * resolution.y / 1000, 3)]
-    return {
+    facts = {
         "path": str(slide.path),
         "backend": slide.backend,
         "vendor": slide.properties.get("openslide.vendor") or slide.properties.get("tiffslide.vendor"),
         "size": [width, height],
         "mpp": [resolution.x, resolution.y] if resolution else None,
         "mpp_source": resolution.source if resolution else None,
-        "mpp_fault": None if resolution else slide.resolution_fault,
         "objective_power": objective_power(slide.properties),
         "extent_mm": extent,
         "levels": [
@@ -35,3 +34,4 @@ def describe(slide: Slide) -> dict[str, Any]:
         "bounds_origin": list(slide.bounds_origin),
         "associated_images": list(slide.associated),
     }
+    return facts if resolution else facts | {"mpp_fault": slide.resolution_fault}

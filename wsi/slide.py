@@ -23,7 +23,7 @@ from wsi.resolution import find_resolution, objective_power, resolution_of_power
 UPSAMPLING_TOLERANCE = 0.05
 """A slide of 0.502 µm serves a request for 0.5; one of 0.6 µm does not: detail cannot be invented."""
 _BLOCK_PIXELS = 4096 * 4096
-"""Source pixels read at a time: 64 MiB of RGBA, whatever the slide's size."""
+"""Source pixels read at a time: 64 MiB of RGBA, some 200 MiB with its copies, whatever the slide's size."""
 
 _log = logging.getLogger(__name__)
 
