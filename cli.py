@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi.errors import MicrotomeError, UsageError
-from wsi.messages import messages
+from wsi.messages import messages, printable
 
 if TYPE_CHECKING:
     from mil.checkpoint import Model
@@ -79,13 +79,13 @@ def verify(arguments: Arguments) -> int:
 
     reporter, output, items, damaged = _reporter(arguments), Output(arguments.out), 0, 0
     with output.lock() if arguments.set_aside else contextlib.nullcontext():
-        for item, damage in verify_items(output, full=arguments.full):
+        for report in verify_items(output, full=arguments.full):
             items += 1
-            damaged += bool(damage)
-            for found in damage:
-                reporter.result({"item": str(item), "file": found.file, "damage": found.reason})
-            if damage and arguments.set_aside:
-                reporter.say(f"set aside: {output.set_aside(item)}")
+            damaged += bool(report.damage or report.stale)
+            for found in (*report.damage, *report.stale):
+                reporter.result({"item": str(report.item), "file": found.file, "damage": found.reason})
+            if report.damage and arguments.set_aside:
+                reporter.say(f"set aside: {output.set_aside(report.item)}")
     checked = "every byte" if arguments.full else "names and sizes"
     reporter.result({"items": items, "damaged": damaged, "checked": checked})
     if damaged and not arguments.set_aside:
@@ -315,7 +315,7 @@ def _reporter(arguments: Arguments) -> Reporter:
 
 
 def _complain(text: str) -> None:
-    print(f"ERROR {text}", file=sys.stderr, flush=True)
+    print(f"ERROR {printable(text)}", file=sys.stderr, flush=True)
 
 
 # Arguments ------------------------------------------------------------------------------------------------

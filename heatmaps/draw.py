@@ -19,6 +19,7 @@ from tiling.store import TileStore, scores_by
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
 from wsi.durable import write_file
+from wsi.errors import RecipeError
 
 SCORES, GEOJSON = "scores.ome.tif", "tiles.geojson"
 RANK = "attention rank"
@@ -49,6 +50,13 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
     """
     commit = scores_by(store, model, weights_sha256)
     recipe = {"step": "heatmap", "inputs": store.inputs(f"scores/{model}", "tissue")}
+    for name in ("slide", "resolution"):
+        if store.require("tissue").recipe[name] != store.tiles.recipe[name]:
+            raise RecipeError(
+                f"the thumbnail of slide {store.slide_id!r} is of another {name} than its tiles",
+                path=store.output.root,
+                action="Run 'microtome tile' again with --overwrite",
+            )
     draft = store.begin(f"heatmaps/{model}", recipe)
     if draft is None:
         return store.require(f"heatmaps/{model}")

@@ -79,9 +79,9 @@ def check_model_name(name: str) -> str:
     UsageError
         It cannot be a folder's, or Zarr would take the folder ``scores/<name>`` for its own.
     """
-    if not re.fullmatch(r"\w[\w.\-]{0,79}", name):
+    if not re.fullmatch(r"\w[\w.\-]*", name) or len(name.encode()) > 80:
         raise UsageError(
-            f"{name!r} cannot be a model's name: letters, digits, _ . and - only, 80 at most",
+            f"{name!r} cannot be a model's name: letters, digits, _ . and - only, 80 bytes at most",
             action="Choose another name",
         )
     if name.startswith("__") or name.casefold().endswith(".json"):

@@ -29,7 +29,7 @@ import tiling.cut
 import wsi.durable
 from mil.torchvision_shim import import_timm
 from tiling.commit import find_damage, read_commit
-from tiling.output import Output
+from tiling.output import Output, verify_items
 
 
 def command(slides: Path, model: Path, weights: Path, out: Path) -> list[str]:
@@ -77,6 +77,10 @@ def readable(out: Path) -> int:
         assert commit is not None
         assert not list(find_damage(item, commit, full=True)), item
         seen += 1
+    if seen:
+        for report in verify_items(Output(out), full=True):
+            assert not report.damage, report
+            assert not report.stale, report
     return seen
 
 

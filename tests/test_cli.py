@@ -274,7 +274,7 @@ def test_an_impossible_name_costs_that_slide_only(
 ) -> None:
     folder = tmp_path / "slides"
     folder.mkdir()
-    for name in ("fine.svs", "it's <b> & $(so).svs", "two\nlines.svs"):
+    for name in ("fine.svs", "it's <b> & $(so).svs", "two\nlines.svs", os.fsdecode(b"\xff.svs")):
         (folder / name).write_bytes(slide.read_bytes())
     words = ["tile", folder, "-o", tmp_path / "out", "--mpp", "1", "--tile-size", "64"]
     code, _, err = run(capsys, *words)
@@ -355,6 +355,33 @@ def test_verify_finds_damage_and_the_next_run_mends_it(
     assert json.loads(text.splitlines()[0])["file"] == "pixels/c/0/0/0/0"
     assert run(capsys, *words)[0] == 0
     assert run(capsys, "verify", out, "--full")[0] == 0
+
+
+def test_set_aside_takes_what_is_damaged_and_nothing_else(
+    tmp_path: Path, slide: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["tile", slide, "-o", out, "--mpp", "1", "--tile-size", "64"]
+    run(capsys, *words)
+    store = out / "slides" / "good" / "store.zarr"
+    shard = store / "tiles" / "pixels" / "c" / "0" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[50] ^= 1
+    shard.write_bytes(data)
+    (store / "zarr.json").unlink()
+    for expected in (1, 0):  # the second time there is nothing more to take
+        assert run(capsys, "verify", out, "--full", "--set-aside")[0] == expected
+    assert [p.name for p in (out / "quarantine").iterdir()] == ["good-store.zarr-tiles.1"]
+    assert run(capsys, *words)[0] == 0
+    assert run(capsys, "verify", out, "--full")[0] == 0
+
+
+@pytest.mark.parametrize("figure", ["0", "-1", "nan", "400", "0.00001"])
+def test_an_absurd_override_is_refused(
+    tmp_path: Path, slide: Path, figure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "tissue", slide, "-o", tmp_path / "out", "--mpp-override", figure)
+    assert (code, "0.05 to 100 are possible" in err) == (2, True)
 
 
 def test_doctor_finds_this_machine_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,8 @@ GIB = 1 << 30
 SHARD = CutRecipe().shard_tiles
 THUMBNAIL = 96 * MIB
 """What a larger slide may cost more. Tissue is sought at 8 µm per pixel: 100,000 px of 0.25 µm become 3,125,
-and that thumbnail and one copy of it are 56 MiB. The rest is the allocator's: the peak of one and the same run
-was seen to vary by 50 MiB. A run that kept all its tiles would need 190 MiB more, and is still found out."""
+and that thumbnail and one copy of it are 56 MiB. The rest is the allocator's: the peak of one and the same
+run was seen to vary by 50 MiB. A run that kept all its tiles would need 190 MiB more, and is found out."""
 
 PEAK = """
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))

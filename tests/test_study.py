@@ -71,6 +71,14 @@ def test_held_out_figures_are_of_this_model_and_these_tiles(study: Path) -> None
     microtome(study, "heatmap", "out", "-m", "model", code=2)
 
 
+def test_a_thumbnail_at_another_scale_is_not_put_under_the_scores(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    microtome(study, "tissue", "slides", "-o", "out", "--mpp-override", "0.6", "--overwrite")
+    microtome(study, "heatmap", "out", "-m", "model", "--overwrite", code=2)
+    assert "is of another resolution than its tiles" in capsys.readouterr().err
+
+
 def test_run_cuts_as_the_training_slides_were_cut_and_gives_their_scores(study: Path) -> None:
     microtome(study, "run", "slides", "-m", "model", "-o", "again", "--weights", "weights-0.safetensors")
     for slide_id in ("synth-000", "synth-001"):

@@ -18,6 +18,7 @@ from tiling.output import Output
 from tiling.versions import versions
 from wsi.durable import make_folder, write_file
 from wsi.errors import MicrotomeError, NoTissueError, OutputBusyError, OutputError, UsageError
+from wsi.messages import printable
 
 Work = Callable[[str, Path], bool]
 """Does everything for one slide (id, file); True where something was made, False where all was there."""
@@ -86,7 +87,8 @@ def _run_one(slide_id: str, path: Path, work: Work, *, debug: bool) -> Outcome:
         _log.debug("unexpected", exc_info=True)
         status, exit_code = Status.FAILED, 70
         reason = f"{path}: unexpected {type(error).__name__}: {error}. Run it with --debug and report it"
-    return Outcome(slide_id, str(path), status, reason, exit_code, round(time.monotonic() - start, 3))
+    seconds = round(time.monotonic() - start, 3)
+    return Outcome(printable(slide_id), printable(str(path)), status, printable(reason), exit_code, seconds)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -200,7 +200,9 @@ class Draft:
                 sync_file(path)
                 entries[path.relative_to(self.folder).as_posix()] = hash_file(path)
             line = {"part": name, "files": {n: [e.size, e.sha256] for n, e in entries.items()}}
-            with self._journal.open("ab") as stream:
+            with self._journal.open("ab+") as stream:
+                if stream.tell() and not _ends_a_line(self._journal):
+                    stream.write(b"\n")  # a killed run left half a line
                 stream.write(json.dumps(line, sort_keys=True).encode() + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -270,9 +272,9 @@ def begin(item: Path, recipe: Mapping[str, Any], *, work: Path) -> Draft:
     work
         The output's work folder, on the same file system as `item`.
     """
-    # The last two names say what it is to whoever looks in; the fingerprint of the path makes it unique.
+    # The last name says what it is to whoever looks in; the fingerprint of the path makes it unique.
     place = os.path.relpath(item, work)  # relative, so that a moved output can still be resumed
-    stem = f"{item.parent.name}-{item.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+    stem = f"{item.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
     folder = work / f"{stem}-{fingerprint(recipe)[:16]}"
     if work.is_dir():
         for old in work.glob(f"{glob_escape(stem)}-*"):  # another recipe was being made here, and given up
@@ -296,6 +298,10 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _ends_a_line(path: Path) -> bool:
+    return path.read_bytes().endswith(b"\n")
 
 
 def _is(path: Path, entry: FileEntry) -> bool:

@@ -33,8 +33,8 @@ def ensure(store: TileStore, item: str, make: Callable[[], object]) -> bool:
     try:
         make()
     except DamagedError as error:
-        culprit = Path(error.path) if error.path else store.folder
-        if culprit.is_dir() and culprit != store.folder and culprit.is_relative_to(store.folder):
+        culprit = Path(error.path or "")
+        if store.output.is_item(culprit):
             _set_aside(store, culprit, error)
         raise
     after = store.find(item)

@@ -43,8 +43,8 @@ def identify(path: Path) -> FileIdentity:
 def companions(path: Path) -> list[Path]:
     """Other files that hold parts of the slide, sorted.
 
-    MIRAX keeps them in a folder of the slide's name; a VMS or VMU names files beside it; the files of a DICOM
-    series lie in one folder (files of another series there do no harm: they are sampled too).
+    MIRAX keeps them in a folder of the slide's name; a VMS or VMU names files beside it; a DICOM slide is all
+    files of one series in a folder.
     """
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
@@ -53,10 +53,23 @@ def companions(path: Path) -> list[Path]:
         text = path.read_text(encoding="utf-8", errors="replace")
         found = [p for p in path.parent.iterdir() if p.is_file() and p != path and p.name in text]
     elif suffix == ".dcm":
-        found = [p for p in path.parent.glob("*.dcm") if p != path]
+        series = _series(path)
+        found = [p for p in path.parent.glob("*.dcm") if p != path and _series(p) == series]
     else:
         found = []
     return sorted(found)
+
+
+def _series(path: Path) -> bytes:
+    """Series Instance UID of a DICOM file, tag (0020,000E) of PS3.6, empty where it is not found."""
+    with path.open("rb") as stream:
+        head = stream.read(_ENDS)
+    at = head.find(b"\x20\x00\x0e\x00")
+    if at < 0:
+        return b""
+    explicit = head[at + 4 : at + 6] == b"UI"  # the value's type is named, and its length has two bytes
+    length = int.from_bytes(head[at + 6 : at + 8] if explicit else head[at + 4 : at + 8], "little")
+    return head[at + 8 : at + 8 + min(length, 64)]
 
 
 def _sample(path: Path, digest: hashlib._Hash, *, ends: int, samples: int) -> int:

@@ -67,6 +67,10 @@ class Output:
         """Every committed item's folder, whole or damaged, sorted."""
         return (item for item in _item_folders(self.root / "slides") if (item / COMMIT_FILE).exists())
 
+    def is_item(self, folder: Path) -> bool:
+        """Whether this is where an item lies, whatever is in it."""
+        return folder in set(_item_folders(self.root / "slides"))
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the output for writing.
@@ -129,78 +133,85 @@ def item_path(slide_folder: Path, item: str) -> Path:
     return slide_folder / ZARR_FOLDER / item if in_zarr else slide_folder / item
 
 
-def verify_items(output: Output, *, full: bool = False) -> Iterator[tuple[Path, tuple[Damage, ...]]]:
-    """Check every item: names and sizes, and with `full` every byte against its SHA-256.
+@dataclass(frozen=True, slots=True)
+class ItemReport:
+    """What `verify_items` finds of one item."""
 
-    Yields
-    ------
-    Each item's folder, and what is wrong with it.
+    item: Path
+    """Its folder."""
+    damage: tuple[Damage, ...] = ()
+    """Bytes that are not as committed: the item has to be made again."""
+    stale: tuple[Damage, ...] = ()
+    """What it was computed from and is gone or another now; Zarr group files, which the next run mends."""
+
+
+def verify_items(output: Output, *, full: bool = False) -> Iterator[ItemReport]:
+    """Check every item: names and sizes, and with `full` every byte against its SHA-256.
 
     Raises
     ------
     UsageError
         There is nothing to verify.
+    OutputError
+        A folder cannot be read.
     """
     slides, found = output.root / "slides", False
     for item in _item_folders(slides):
         found = True
         try:
             commit = load_commit(item)
-            damage = (*find_damage(item, commit, full=full), *_stale(slides, item, commit))
+            stale = (*_stale_inputs(slides, item, commit), *_broken_groups(slides, item))
+            yield ItemReport(item, tuple(find_damage(item, commit, full=full)), stale)
         except (DamagedError, UsageError) as error:
-            damage = (Damage(COMMIT_FILE, error.reason),)
-        yield item, damage
-    for store in sorted(slides.glob(f"*/{ZARR_FOLDER}")):
-        if broken := tuple(_broken_groups(store)):
-            yield store, broken
+            yield ItemReport(item, (Damage(COMMIT_FILE, error.reason),))
     if not found:
         raise UsageError("holds no results", path=output.root, action="Give the folder that was given to -o")
 
 
-def _stale(slides: Path, item: Path, commit: Commit) -> Iterator[Damage]:
-    """What the item was computed from, where that is gone or another by now."""
+def _stale_inputs(slides: Path, item: Path, commit: Commit) -> Iterator[Damage]:
     folder = slides / item.relative_to(slides).parts[0]
     for name, digest in commit.recipe.get("inputs", {}).items():
         try:
             now = load_commit(item_path(folder, name)).digest
         except DamagedError:
-            yield Damage(name, "is missing, and this was computed from it")
+            yield Damage(name, "is missing or damaged, and this was computed from it")
         else:
             if now != digest:
-                yield Damage(name, "is another by now than this was computed from")
+                yield Damage(name, "is another now than this was computed from")
 
 
-def _broken_groups(store: Path) -> Iterator[Damage]:
-    """Zarr group files on the way to the items: without them other Zarr readers find nothing."""
-    for base, folders, files in _walk(store):
-        if COMMIT_FILE in files:
-            folders.clear()
-            continue
-        group = Path(base, "zarr.json")
+def _broken_groups(slides: Path, item: Path) -> Iterator[Damage]:
+    """Zarr group files on the way to the item: without them other Zarr readers do not find it."""
+    for folder in item.parents:
+        if folder == slides or ZARR_FOLDER not in folder.relative_to(slides).parts:
+            return
+        group = folder / "zarr.json"
         if not (group.is_file() and group.read_bytes() == GROUP):
-            yield Damage(group.relative_to(store).as_posix(), "is missing or not as written")
+            yield Damage(str(group.relative_to(slides)), "is missing or not as written")
 
 
 def _item_folders(slides: Path) -> Iterator[Path]:
-    """Folders that hold an item, and those that must have held one: files, and no commit above them."""
-    for base, folders, files in _walk(slides):
-        visible = [name for name in files if not name.startswith(".")]
-        if COMMIT_FILE in files or (visible and visible != ["zarr.json"]):
-            folders.clear()
-            yield Path(base)
+    """Where items lie, by the layout; what else is there is nobody's business."""
+    for slide in _folders(slides):
+        store = slide / ZARR_FOLDER
+        yield from _folders(slide / "heatmaps")
+        yield from _folders(store / "features")
+        yield from _folders(store / "scores")
+        yield from (folder for folder in (store / "tiles", slide / "tissue") if os.path.isdir(folder))
 
 
-def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, sorted, through links; a folder that cannot be read is an error, not an empty one."""
-
-    def refuse(error: OSError) -> None:
+def _folders(top: Path) -> Iterator[Path]:
+    """Folders in a folder, sorted, links to folders too; none where it does not exist."""
+    try:
+        with os.scandir(top) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except FileNotFoundError:
+        return
+    except OSError as error:
         raise OutputError(
-            f"cannot be read ({error.strerror})", path=error.filename, action="Check its permissions"
+            f"cannot be read ({error.strerror})", path=top, action="Check that it is a folder you may read"
         ) from error
-
-    for base, folders, files in os.walk(top, onerror=refuse if top.exists() else None, followlinks=True):
-        folders.sort()
-        yield base, folders, files
+    yield from (top / name for name in names)
 
 
 def check_slide_id(slide_id: str) -> str:

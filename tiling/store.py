@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore
 
 from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
 from tiling.grid import TileSpec
@@ -215,7 +215,7 @@ class TileStore:
         self.require(item)
         folder = self.path(item)
         try:
-            array = zarr.open_array(folder / name if name else folder, mode="r")
+            array = zarr.open_array(LocalStore(folder / name, read_only=True), mode="r")
             return np.asarray(array[rows])
         except (ValueError, OSError, RuntimeError) as error:  # a bad checksum may come as any of these
             raise damaged(folder, f"{name or 'rows'} cannot be read: {error}") from error
@@ -290,7 +290,7 @@ def make_array(
     per_tile = row_bytes >= 1 << 14
     with output_errors(draft.item):
         array = zarr.create_array(
-            store=os.fspath(draft.folder),
+            store=LocalStore(draft.folder),  # as text, zarr may take a path for an address
             name=name or None,
             shape=shape,
             chunks=(1 if per_tile else rows_per_file, *shape[1:]),

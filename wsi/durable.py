@@ -68,10 +68,10 @@ def make_folder(path: Path) -> None:
     """Create the folder and its parents, durably; no error where it exists."""
     missing = []
     step = path
-    while not step.exists():
-        missing.append(step)
-        step = step.parent
     with output_errors(path):
+        while not step.exists():
+            missing.append(step)
+            step = step.parent
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
             sync_folder(folder.parent)

@@ -26,12 +26,16 @@ def find_slides(named: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in named:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             found.append(path)  # whatever it is: opening it says what is wrong with it
             continue
-        inside = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-        )
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            raise UsageError(
+                f"cannot be read ({error.strerror})", path=path, action="Check its permissions"
+            ) from error
+        inside = [path / n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
         if not inside:
             raise UsageError(
                 f"no slide in this folder (looked for {', '.join(SUFFIXES)})",

@@ -11,6 +11,11 @@ OURS = frozenset({"wsi", "tiling", "mil", "heatmaps"})
 """Whose warnings a user hears; what matters of the libraries', we raise."""
 
 
+def printable(text: str) -> str:
+    """The text as any stream takes it: file names need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def messages(*, debug: bool) -> Iterator[None]:
     """Our warnings on standard error, those of the libraries only with `debug`; undone at the end."""

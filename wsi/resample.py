@@ -47,8 +47,10 @@ def area_resample(image: NDArray[np.uint8], window: Region, size: tuple[int, int
             return np.ascontiguousarray(crop)
         # Given the factors instead of the size, OpenCV keeps the exact ratio; what is cut off at the end are
         # pixels that the window does not fill. But a result of the same size it only copies.
-        scaled = cv2.resize(crop, None, fx=1 / ratio_x, fy=1 / ratio_y, interpolation=cv2.INTER_AREA)
-        if scaled.shape != crop.shape:
+        # A factor above one, by rounding, would turn the area average off.
+        fx, fy = min(1.0, 1 / ratio_x), min(1.0, 1 / ratio_y)
+        scaled = cv2.resize(crop, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)
+        if scaled.shape != crop.shape and scaled.shape[0] >= height and scaled.shape[1] >= width:
             return np.ascontiguousarray(scaled[:height, :width], np.uint8)
     rows = _average(image, window.y, window.height, height)  # (height, columns, channels) float32
     both = _average(rows.swapaxes(0, 1), window.x, window.width, width).swapaxes(0, 1)

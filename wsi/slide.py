@@ -22,6 +22,8 @@ from wsi.resolution import find_resolution, objective_power, resolution_of_power
 
 UPSAMPLING_TOLERANCE = 0.05
 """A slide of 0.502 µm serves a request for 0.5; one of 0.6 µm does not: detail cannot be invented."""
+OVERRIDE_RANGE = (0.05, 100.0)
+"""Microns per pixel that a user may state: wider than what a file may, for overviews of a whole glass."""
 _BLOCK_PIXELS = 4096 * 4096
 """Source pixels read at a time: 64 MiB of RGBA, some 200 MiB with its copies, whatever the slide's size."""
 
@@ -45,7 +47,7 @@ class Slide:
     SlideError
         The file is missing, damaged or of an unknown format.
     UsageError
-        `mpp` is not above 0.
+        `mpp` is outside `OVERRIDE_RANGE`.
 
     Examples
     --------
@@ -57,9 +59,10 @@ class Slide:
 
     def __init__(self, path: str | Path, *, mpp: float | None = None, trust_objective: bool = False) -> None:
         self.path = Path(path)
-        if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+        low, high = OVERRIDE_RANGE
+        if mpp is not None and not low <= mpp <= high:
             raise UsageError(
-                f"microns per pixel are overridden by {mpp:g}; they must be above 0",
+                f"microns per pixel are overridden by {mpp:g}; {low:g} to {high:g} are possible",
                 action="Give the true figure, such as 0.25",
             )
         self._options: dict[str, Any] = {"mpp": mpp, "trust_objective": trust_objective}
@@ -82,11 +85,14 @@ class Slide:
         """The override, what the file states, or what its objective has by convention; in this order."""
         if (mpp := self._options["mpp"]) is not None:
             return Resolution(mpp, mpp, source="override")
-        found = find_resolution(self.properties, description=facts.description)
-        power = objective_power(self.properties)
-        if found is None and power and self._options["trust_objective"]:
-            return resolution_of_power(power)
-        return found
+        power = objective_power(self.properties) if self._options["trust_objective"] else None
+        try:
+            found = find_resolution(self.properties, description=facts.description)
+        except ValueError:
+            if power is None:
+                raise
+            found = None
+        return found or (resolution_of_power(power) if power else None)
 
     # What the slide is -----------------------------------------------------------------------------------
 

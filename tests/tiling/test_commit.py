@@ -90,7 +90,11 @@ def test_a_torn_journal_line_is_ignored(tmp_path: Path) -> None:
     draft.finish_part("sure", [draft.folder / "sure"])
     with draft.folder.with_name(draft.folder.name + ".journal").open("ab") as stream:
         stream.write(b'{"part": "torn", "fi')
-    assert set(begin(item, RECIPE, work=work).parts) == {"sure"}
+    again = begin(item, RECIPE, work=work)
+    assert set(again.parts) == {"sure"}
+    (again.folder / "more").write_bytes(b"after the torn line")
+    again.finish_part("more", [again.folder / "more"])
+    assert set(begin(item, RECIPE, work=work).parts) == {"sure", "more"}
 
 
 def test_the_draft_of_another_recipe_is_given_up(tmp_path: Path) -> None:

@@ -156,17 +156,20 @@ def test_what_was_computed_from_replaced_tiles_is_refused(slide_path: Path, tmp_
         cut_slide(slide, willing, PLAIN)
     with pytest.raises(RecipeError, match=r"features/x .* computed from other tiles"):
         store.require("features/x")
-    damage = {item.name: [d.file for d in found] for item, found in verify_items(store.output)}
-    assert damage == {"x": ["tiles"], "tiles": []}
+    reports = {report.item.name: report for report in verify_items(store.output)}
+    assert [d.file for d in reports["x"].stale] == ["tiles"]
+    assert reports["x"].damage == ()
+    assert reports["tiles"].stale == ()
 
 
 def test_a_broken_group_file_is_found_and_mended(slide_path: Path, tmp_path: Path) -> None:
     store = cut(slide_path, tmp_path)
     group = store.folder / "store.zarr" / "zarr.json"
     group.write_bytes(b"")
-    assert [item.name for item, found in verify_items(store.output) if found] == ["store.zarr"]
+    (report,) = verify_items(store.output)
+    assert (report.item.name, report.damage, len(report.stale)) == ("tiles", (), 1)
     cut(slide_path, tmp_path)
-    assert not any(found for _, found in verify_items(store.output))
+    assert not any(report.stale for report in verify_items(store.output))
     assert zarr.open_group(group.parent, mode="r")["tiles/pixels"].shape[0] == len(store)
 
 
@@ -193,7 +196,7 @@ def test_a_hole_in_the_pixels_is_never_read_as_data(slide_path: Path, tmp_path: 
     damaged = TileStore(store.output, store.slide_id)
     with pytest.raises(DamagedError, match="damaged"):
         damaged.read_pixels(slice(0, 16))
-    assert any(damage for _, damage in verify_items(store.output, full=True))
+    assert any(report.damage for report in verify_items(store.output, full=True))
     if harm != "flip":  # what sizes tell is mended by the next run
         with store.output.lock(), Slide(slide_path) as slide:
             assert ensure(damaged, "tiles", lambda: cut_slide(slide, damaged, RECIPE))

@@ -122,13 +122,24 @@ def test_verify_sees_every_item_and_every_kind_of_damage(tmp_path: Path) -> None
     group.parent.mkdir(parents=True)
     group.write_bytes(GROUP)
     items = [publish(output, place) for place in ("a/store.zarr/tiles", "a/tissue", "b/heatmaps/m")]
-    assert [item for item, _ in verify_items(output)] == items
-    assert all(damage == () for _, damage in verify_items(output, full=True))
+    assert [report.item for report in verify_items(output)] == items
+    assert not any(report.damage or report.stale for report in verify_items(output, full=True))
     (items[0] / "data").write_bytes(b"y" * 100)  # same size
     (items[1] / "data").write_bytes(b"x")
     (items[2] / "commit.json").unlink()
-    assert [bool(damage) for _, damage in verify_items(output)] == [False, True, True]
-    assert [bool(damage) for _, damage in verify_items(output, full=True)] == [True, True, True]
+    assert [bool(report.damage) for report in verify_items(output)] == [False, True, True]
+    assert [bool(report.damage) for report in verify_items(output, full=True)] == [True, True, True]
+
+
+def test_what_other_programs_leave_behind_hides_nothing_and_is_left_alone(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    item = publish(output, "a/tissue")
+    for stray in ("Thumbs.db", "a/notes.txt", "a/heatmaps", "b"):
+        (tmp_path / "slides" / stray).mkdir() if "." not in stray else (tmp_path / "slides" / stray).touch()
+    assert [(report.item, report.damage) for report in verify_items(output, full=True)] == [(item, ())]
+    assert list(output.items()) == [item]
+    assert output.is_item(item)
+    assert not output.is_item(tmp_path / "slides" / "a")
 
 
 def test_nothing_to_verify_is_said(tmp_path: Path) -> None:
