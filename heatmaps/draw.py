@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heatmaps.overlay import draw_overlay, encode_png
+from heatmaps.overlay import draw_overlay
 from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.qupath import TileClasses, write_tiles
 from heatmaps.raster import Heatmap, paint
@@ -20,6 +20,7 @@ from tiling.survey import read_thumbnail
 from tiling.versions import versions
 from wsi.durable import write_file
 from wsi.errors import RecipeError
+from wsi.picture import encode_png
 
 SCORES, GEOJSON = "scores.ome.tif", "tiles.geojson"
 RANK = "attention rank"

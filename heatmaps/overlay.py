@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from heatmaps.colour import WHITE, check_range, colour, colour_table
 from heatmaps.raster import Heatmap
-from wsi.errors import OutputError
 
 _INK = (60, 60, 60)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -68,18 +67,6 @@ def draw_overlay(
     legend = _legend(channel, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
     margin = np.full((height, legend.shape[1] - width, 3), WHITE, np.uint8)
     return np.concatenate([np.concatenate([mixed, margin], axis=1), legend])
-
-
-def encode_png(image: _Image) -> bytes:
-    """Encode an (h, w, 3) uint8 RGB image; OutputError if the encoder refuses it."""
-    action = "This is a bug unless the image is empty or larger than PNG allows"
-    try:
-        done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error as error:
-        raise OutputError(f"an image of {image.shape} cannot be made a PNG", action=action) from error
-    if not done:
-        raise OutputError(f"an image of {image.shape} cannot be made a PNG", action=action)
-    return data.tobytes()
 
 
 def _sample(

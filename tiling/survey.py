@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +14,7 @@ from tiling.identity import identify
 from tiling.store import TileStore
 from tiling.versions import versions
 from wsi.durable import write_file
-from wsi.errors import OutputError
+from wsi.picture import encode_jpeg, encode_png
 from wsi.slide import Slide
 from wsi.tissue import TISSUE_MPP, TissueMask, TissueMethod, find_tissue
 
@@ -55,9 +54,9 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
     finest = max(resolution.x, resolution.y)
     look_mpp = max(max(slide.size[0] * resolution.x, slide.size[1] * resolution.y) / LOOK_PX, finest)
     thumbnail = slide.thumbnail(look_mpp)
-    write_file(draft.folder / THUMBNAIL, _encode(".png", thumbnail[..., ::-1]))
-    write_file(draft.folder / MASK, _encode(".png", mask.mask.astype(np.uint8) * 255))
-    write_file(draft.folder / OUTLINE, _encode(".jpg", mask.look(thumbnail)[..., ::-1]))
+    write_file(draft.folder / THUMBNAIL, encode_png(thumbnail))
+    write_file(draft.folder / MASK, encode_png(mask.mask.astype(np.uint8) * 255))
+    write_file(draft.folder / OUTLINE, encode_jpeg(mask.look(thumbnail)))
     draft.publish(
         {
             "mask_scale": [mask.scale_x, mask.scale_y],
@@ -86,13 +85,6 @@ def read_thumbnail(store: TileStore) -> tuple[NDArray[np.uint8], tuple[float, fl
     pixels = _decode(store.path("tissue") / THUMBNAIL, cv2.IMREAD_COLOR)
     scale_x, scale_y = record["thumbnail_scale"]
     return np.ascontiguousarray(pixels[..., ::-1]), (scale_x, scale_y)
-
-
-def _encode(suffix: str, image: NDArray[Any]) -> bytes:
-    done, data = cv2.imencode(suffix, image)
-    if not done:
-        raise OutputError(f"an image of {image.shape} could not be encoded as {suffix}")
-    return data.tobytes()
 
 
 def _decode(path: Path, flags: int) -> NDArray[np.uint8]:

@@ -23,6 +23,7 @@ import tifffile
 
 from wsi.durable import make_folder, replacing, write_file
 from wsi.errors import UsageError
+from wsi.picture import encode_png
 from wsi.specimen import (
     MASK_SCALE,
     Bools,
@@ -131,8 +132,7 @@ def write_cohort(
         name = f"synth-{index:03d}"
         own_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
         slide = write_slide(folder / f"{name}.svs", seed=own_seed, lesion=sick, size=size, mpp=mpp)
-        _, png = cv2.imencode(".png", slide.lesion.astype(np.uint8) * 255)
-        write_file(folder / "lesions" / f"{name}.png", png.tobytes())
+        write_file(folder / "lesions" / f"{name}.png", encode_png(slide.lesion.astype(np.uint8) * 255))
         slides.append(slide)
         split = "test" if index // 2 % 3 == 1 else "train"
         rows.append((name, "tumour" if sick else "normal", f"patient-{index:03d}", split))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from heatmaps.colour import colour, colour_table
-from heatmaps.overlay import draw_overlay, encode_png
+from heatmaps.overlay import draw_overlay
 from heatmaps.raster import paint
 from wsi.errors import OutputError
+from wsi.picture import encode_png
 
 SLIDE = (4096, 3072)
 SCALE = 7.31
