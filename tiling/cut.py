@@ -152,7 +152,9 @@ def cut_slide(
             path=slide.path,
             action="Look at it with 'microtome tissue'; lower --min-tissue if there is tissue",
         )
-    normalizer, warnings = _fit_stain(slide, recipe, mask, origins)
+    warnings = _up_sampling(slide, recipe.spec)
+    normalizer, more = _fit_stain(slide, recipe, mask, origins)
+    warnings += more
     _write_places(draft, origins, tissue)
     _write_pixels(draft, slide, recipe, origins, normalizer, progress)
     if identify(slide.path) != identity:
@@ -174,6 +176,17 @@ def select_tiles(
     share = mask.fraction(origins, width=grid.tile[0], height=grid.tile[1])
     keep = share >= min_tissue
     return origins[keep], share[keep]
+
+
+def _up_sampling(slide: Slide, spec: TileSpec) -> list[str]:
+    """A word on tiles that are a little finer than the scan: allowed by `Slide.scale`, and never silent."""
+    factor = 1 / min(slide.scale(spec.mpp))
+    if factor <= 1 + 1e-6:
+        return []
+    scan = slide.require_resolution().mpp
+    warning = f"tiles of {spec.mpp:g} µm are up-sampled by {factor - 1:.1%} from a scan of {scan:.4g} µm"
+    _log.warning("%s: %s", slide.path, warning)
+    return [warning]
 
 
 def _fit_stain(

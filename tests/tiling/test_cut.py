@@ -246,6 +246,17 @@ def test_a_slide_of_one_stain_is_left_alone_and_the_record_says_so(
         assert (store.read_pixels(slice(0, 1))[0] == slide.read(x, y, size=(64, 64), mpp=1.0)).all()
 
 
+@pytest.mark.parametrize(("mpp", "said"), [(0.5, []), (0.49, ["2.0%"])])
+def test_up_sampling_within_the_tolerance_is_said(
+    slide_path: Path, tmp_path: Path, mpp: float, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = cut(slide_path, tmp_path, CutRecipe(spec=TileSpec(64, mpp)))
+    found = [warning for warning in store.record["warnings"] if "up-sampled" in warning]
+    assert len(found) == len(said)
+    assert all(figure in warning for figure, warning in zip(said, found, strict=True))
+    assert ("up-sampled" in caplog.text) == bool(said)
+
+
 def test_the_survey_reads_back_what_it_found(slide_path: Path, tmp_path: Path) -> None:
     store = TileStore(Output(tmp_path), "one")
     with store.output.lock(), Slide(slide_path) as slide:
