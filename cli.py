@@ -9,23 +9,33 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from wsi.errors import MicrotomeError, UsageError
+from mil.arguments import add_encoder, add_model, add_network, add_training, encoding
+from tiling.arguments import (
+    add_export,
+    add_foreign,
+    add_no_pixels,
+    add_tiles,
+    add_workers,
+    cut_recipe,
+    given,
+    nominal_spec,
+    selection_files,
+    with_pixels,
+    workers,
+)
+from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
+from wsi.errors import MicrotomeError
 from wsi.messages import messages, printable
 
 if TYPE_CHECKING:
     from mil.checkpoint import Model
-    from tiling.cohort import Outcome
-    from tiling.cut import CutRecipe
-    from tiling.pipeline import Pipeline, Step
+    from tiling.batch import Batch
     from tiling.reporter import Reporter
-    from wsi.slide import Slide
-    from wsi.tissue import TissueMethod
 
 Arguments = argparse.Namespace
 
@@ -65,7 +75,7 @@ def info(arguments: Arguments) -> int:
     reporter, code = _reporter(arguments), 0
     for path in find_slides(arguments.slides):
         try:
-            with _open_slide(path, arguments) as slide:
+            with open_slide(path, arguments) as slide:
                 reporter.facts(describe(slide))
         except MicrotomeError as error:
             _complain(str(error))
@@ -115,20 +125,24 @@ def tissue(arguments: Arguments) -> int:
     """Find tissue, and leave an outline to look at."""
     from tiling.pipeline import survey_step
 
-    return _over_slides(arguments, [survey_step(_tissue_method(arguments))])
+    return _batch(arguments).over_slides([survey_step(tissue_method(arguments))])
 
 
 def tile(arguments: Arguments) -> int:
     """Cut slides into normalised tiles."""
     from tiling.pipeline import cut_step, survey_step
+    from tiling.qc import qc_step
 
-    recipe = _cut_recipe(arguments)
-    return _over_slides(arguments, [survey_step(recipe.tissue), cut_step(recipe)])
+    recipe, files = cut_recipe(arguments), selection_files(arguments)
+    cutting = cut_step(recipe, files=files, workers=workers(arguments))
+    steps = [survey_step(recipe.tissue), cutting, qc_step()]
+    return _batch(arguments).over_slides(steps, check=files.check)
 
 
 def encode(arguments: Arguments) -> int:
     """Turn tiles into features."""
-    return _over_stores(arguments, [_encode_step(arguments, arguments.encoder)])
+    step = encoding(arguments, arguments.encoder, workers=workers(arguments))
+    return _batch(arguments).over_stores([step], slides=arguments.slides)
 
 
 def train(arguments: Arguments) -> int:
@@ -143,7 +157,7 @@ def train(arguments: Arguments) -> int:
             Output(arguments.out),
             arguments.labels,
             encoder=arguments.encoder,
-            recipe=replace(TrainingRecipe(), **_given(arguments, "head", "epochs", "seed")),
+            recipe=replace(TrainingRecipe(), **given(arguments, "head", "epochs", "seed")),
             folder=arguments.model,
             report=lambda done, total, loss: progress(done, total),
         )
@@ -159,7 +173,7 @@ def predict(arguments: Arguments) -> int:
     from mil.steps import predict_step
 
     model, head = load_model(arguments.model)
-    return _over_stores(arguments, [predict_step(model, head)], model=model)
+    return _batch(arguments, model).over_stores([predict_step(model, head)])
 
 
 def heatmap(arguments: Arguments) -> int:
@@ -168,7 +182,33 @@ def heatmap(arguments: Arguments) -> int:
     from mil.checkpoint import load_model
 
     model, _ = load_model(arguments.model)
-    return _over_stores(arguments, [draw_step(model.name, weights_sha256=model.weights_sha256)], model=model)
+    step = draw_step(model.name, weights_sha256=model.weights_sha256)
+    return _batch(arguments, model).over_stores([step])
+
+
+def export(arguments: Arguments) -> int:
+    """Write tiles' places and features as CLAM's or TRIDENT's files."""
+    from mil.interchange import export_output
+    from tiling.output import Output
+
+    settings = {"encoder": arguments.encoder, "overwrite": arguments.overwrite}
+    paths = export_output(Output(arguments.out), arguments.format, arguments.to, **settings)
+    _reporter(arguments).result({"files": len(paths), "folder": str(arguments.to)})
+    return 0
+
+
+def import_(arguments: Arguments) -> int:
+    """Take tiles' places and features from CLAM's or TRIDENT's files."""
+    from tiling.interchange.steps import find_foreign, import_steps, pick_slides
+    from tiling.output import name_slides
+    from wsi.find import find_slides
+
+    foreign = find_foreign(arguments.files)
+    slides = pick_slides(foreign, name_slides(find_slides(arguments.slides)))
+    steps = import_steps(
+        foreign, method=tissue_method(arguments), encoder=arguments.encoder, spec=nominal_spec(arguments)
+    )
+    return _batch(arguments).over(slides, steps, from_slides=True)
 
 
 def run(arguments: Arguments) -> int:
@@ -176,19 +216,22 @@ def run(arguments: Arguments) -> int:
     from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
     from mil.steps import predict_step
-    from tiling.cut import recipe_from_json
     from tiling.pipeline import cut_step, survey_step
+    from tiling.qc import qc_step
+    from tiling.recipe import recipe_from_json
 
     model, head = load_model(arguments.model)
-    recipe = recipe_from_json(model.features.as_json())
+    recipe, count = with_pixels(recipe_from_json(model.features.as_json()), arguments), workers(arguments)
+    encoder = model.features.encoder
     steps = [
         survey_step(recipe.tissue),
-        cut_step(recipe),
-        _encode_step(arguments, model.features.encoder["name"], expected=model.features.encoder),
+        cut_step(recipe, workers=count),
+        qc_step(),
+        encoding(arguments, encoder["name"], workers=count, expected=encoder),
         predict_step(model, head),
         draw_step(model.name, weights_sha256=model.weights_sha256),
     ]
-    return _over_slides(arguments, steps, model=model)
+    return _batch(arguments, model).over_slides(steps)
 
 
 def demo(arguments: Arguments) -> int:
@@ -212,99 +255,6 @@ def demo(arguments: Arguments) -> int:
     return 0
 
 
-# Settings from arguments ------------------------------------------------------------------------------------
-
-
-def _given(arguments: Arguments, *names: str) -> dict[str, Any]:
-    """The options that were given; the others keep the library's own defaults."""
-    values = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _tissue_method(arguments: Arguments) -> TissueMethod:
-    from wsi.tissue import HlsThresholds, SaturationOtsu
-
-    return SaturationOtsu() if getattr(arguments, "method", None) == "otsu" else HlsThresholds()
-
-
-def _cut_recipe(arguments: Arguments) -> CutRecipe:
-    from tiling.cut import CutRecipe
-    from tiling.grid import TileSpec
-
-    try:
-        spec = replace(TileSpec(), **_given(arguments, "size_px", "mpp", "overlap_px"))
-        recipe = replace(CutRecipe(), spec=spec, tissue=_tissue_method(arguments))
-        if arguments.stain == "none":
-            recipe = replace(recipe, stain=None)
-        return replace(recipe, **_given(arguments, "min_tissue"))
-    except ValueError as error:
-        raise UsageError(str(error), action="See 'microtome tile --help'") from error
-
-
-def _encode_step(arguments: Arguments, name: str, *, expected: Mapping[str, Any] | None = None) -> Step:
-    from mil.device import Precision, choose_device
-    from mil.encoders import load_encoder, require_identity
-    from mil.steps import encode_step
-
-    encoder = load_encoder(name, weights=arguments.weights, device=str(choose_device(arguments.device)))
-    if expected is not None:
-        require_identity(encoder, expected)
-    return encode_step(encoder, precision=Precision(arguments.precision) if arguments.precision else None)
-
-
-def _open_slide(path: Path, arguments: Arguments) -> Slide:
-    from wsi.slide import Slide
-
-    return Slide(path, mpp=arguments.mpp_override, trust_objective=arguments.trust_objective)
-
-
-# Running over many ----------------------------------------------------------------------------------------
-
-
-def _over_slides(arguments: Arguments, steps: Sequence[Step], *, model: Model | None = None) -> int:
-    from tiling.output import name_slides
-    from tiling.pipeline import Pipeline
-    from wsi.find import find_slides
-
-    slides = name_slides(find_slides(arguments.slides))
-    pipeline = Pipeline(steps, partial(_open_slide, arguments=arguments), overwrite=arguments.overwrite)
-    return _over(arguments, slides, pipeline, model=model)
-
-
-def _over_stores(arguments: Arguments, steps: Sequence[Step], *, model: Model | None = None) -> int:
-    from tiling.output import Output
-    from tiling.pipeline import Pipeline
-
-    slides = Output(arguments.out).slides_with_tiles()
-    if not slides:
-        raise UsageError("holds no tiles", path=arguments.out, action="Run 'microtome tile' first")
-    return _over(arguments, slides, Pipeline(steps, overwrite=arguments.overwrite), model=model)
-
-
-def _over(
-    arguments: Arguments, slides: Mapping[str, Path], pipeline: Pipeline, *, model: Model | None
-) -> int:
-    from tiling.cohort import exit_code
-    from tiling.output import Output
-
-    output, reporter = Output(arguments.out), _reporter(arguments)
-
-    def report(outcome: Outcome) -> None:
-        known = (model.name, model.weights_sha256) if model else None
-        reporter.outcome(outcome, output, model=known)
-
-    outcomes = pipeline.run(
-        output,
-        slides,
-        command=sys.argv[1:],
-        show=reporter.progress,
-        report=report,
-        debug=arguments.debug,
-    )
-    reporter.failures(outcomes)
-    return exit_code(outcomes)
-
-
 # Speaking -------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +262,13 @@ def _reporter(arguments: Arguments) -> Reporter:
     from tiling.reporter import Reporter
 
     return Reporter(sys.stdout, sys.stderr, as_json=arguments.json, quiet=arguments.quiet)
+
+
+def _batch(arguments: Arguments, model: Model | None = None) -> Batch:
+    from tiling.batch import Batch
+
+    known = (model.name, model.weights_sha256) if model else None
+    return Batch(arguments, _reporter(arguments), sys.argv[1:], known)
 
 
 def _complain(text: str) -> None:
@@ -344,11 +301,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(function: Callable[[Arguments], int], example: str, *groups: Options) -> argparse.ArgumentParser:
         summary = (function.__doc__ or "").strip().split("\n")[0]
+        name = function.__name__.rstrip("_")  # import_
         command = commands.add_parser(
-            function.__name__,
+            name,
             help=summary,
             description=summary,
-            epilog=f"example:\n  microtome {function.__name__} {example}",
+            epilog=f"example:\n  microtome {name} {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(command=function)
@@ -356,14 +314,51 @@ def build_parser() -> argparse.ArgumentParser:
             group(command)
         return command
 
-    add(info, "slide.svs --json", _slides)
-    add(tissue, "slides/ -o results", _slides, _method, _output)
-    add(tile, "slides/ -o results --mpp 0.5 --tile-size 256 --stain macenko", _slides, _tiles, _output)
-    add(encode, "results --encoder efficientnet_lite0", _results, _encoder, _network, _overwrite)
-    add(train, "results --labels labels.csv -m model", _results, _training, _encoder, _model)
-    add(predict, "results -m model", _results, _model, _overwrite)
-    add(heatmap, "results -m model", _results, _model, _overwrite)
-    add(run, "slides/ -m model -o results", _slides, _model, _output, _network)
+    add(info, "slide.svs --json", add_slides)
+    add(tissue, "slides/ -o results", add_slides, add_method, _output)
+    add(
+        tile,
+        "slides/ -o results --mpp 0.5 --tile-size 256 --stain macenko",
+        add_slides,
+        add_tiles,
+        add_workers,
+        _output,
+    )
+    command = add(
+        encode,
+        "results --encoder efficientnet_lite0",
+        _results,
+        add_encoder,
+        add_network,
+        add_workers,
+        add_resolution,
+        _overwrite,
+    )
+    command.add_argument(
+        "--slides", type=Path, nargs="+", help="slide files or folders, if tiles hold no pixels"
+    )
+    add(train, "results --labels labels.csv -m model", _results, add_training, add_encoder, add_model)
+    add(predict, "results -m model", _results, add_model, _overwrite)
+    add(heatmap, "results -m model", _results, add_model, _overwrite)
+    add(
+        run,
+        "slides/ -m model -o results",
+        add_slides,
+        add_model,
+        _output,
+        add_network,
+        add_no_pixels,
+        add_workers,
+    )
+    add(export, "results --format trident --to trident-files", _results, add_export, _overwrite)
+    add(
+        import_,
+        "trident-files --slides slides/ -o results",
+        add_foreign,
+        add_resolution,
+        add_method,
+        _output,
+    )
     command = add(verify, "results --full", _results)
     command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
     command.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")
@@ -384,38 +379,6 @@ def _general(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="tracebacks, and all that the libraries say")
 
 
-def _method(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", choices=["hls", "otsu"], help="how tissue is found (default hls)")
-
-
-def _tiles(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mpp", type=float, help="microns per pixel of a tile (default 0.5)")
-    parser.add_argument("--tile-size", dest="size_px", type=int, help="pixels along each side (default 256)")
-    parser.add_argument("--overlap", dest="overlap_px", type=int, help="pixels neighbours share (default 0)")
-    parser.add_argument("--min-tissue", type=float, help="share of a tile that is tissue (default 0.25)")
-    parser.add_argument("--stain", choices=["macenko", "none"], help="normalisation (default macenko)")
-    _method(parser)
-
-
-def _training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", type=Path, required=True, help="CSV: slide_id,label[,patient][,split]")
-    parser.add_argument("--head", help="kind of head (default gated_abmil)")
-    parser.add_argument("--epochs", type=int, help="passes over all slides (default 30)")
-    parser.add_argument("--seed", type=int, help="of weights, order and dropout (default 0)")
-
-
-def _slides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "slides", metavar="SLIDE", type=Path, nargs="+", help="slide files, or folders of them"
-    )
-    parser.add_argument(
-        "--mpp-override", type=float, help="microns per level-0 pixel, whatever the file says"
-    )
-    parser.add_argument(
-        "--trust-objective", action="store_true", help="without mpp, take the objective's nominal figure"
-    )
-
-
 def _results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder that was given to -o")
 
@@ -427,22 +390,6 @@ def _overwrite(parser: argparse.ArgumentParser) -> None:
 def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
     _overwrite(parser)
-
-
-def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", type=Path, required=True, help="folder of the model")
-
-
-def _encoder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--encoder", default="efficientnet_lite0", help="a known name, or timm:NAME (default %(default)s)"
-    )
-
-
-def _network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", type=Path, help="file with the encoder's weights (.safetensors, .pth)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the fastest this machine has")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from tiling.versions import versions
 from wsi.errors import MicrotomeError
 
 if TYPE_CHECKING:
-    from tiling.cut import Progress
+    from tiling.blocks import Progress
+    from tiling.tiles import ReadTiles
 
 BATCH_SIZE = 32
 """Tiles per step. Larger ones are no faster on a CPU, and need more memory."""
@@ -28,6 +29,7 @@ def encode_slide(
     *,
     precision: Precision | None = None,
     batch_size: int = BATCH_SIZE,
+    read_tiles: ReadTiles | None = None,
     progress: Progress | None = None,
 ) -> Commit:
     """Encode every tile of a slide and commit the features to its store.
@@ -47,6 +49,8 @@ def encode_slide(
         one machine has finished, another one need not do again.
     batch_size
         Tiles per step. It may change the last bit of a feature, and is not part of the recipe.
+    read_tiles
+        Where tiles come from; see `tiling.tiles.tile_reader`. By default from the store.
     progress
         Called as tiles are finished.
 
@@ -80,7 +84,7 @@ def encode_slide(
     for rows in shards:
         part = f"features/{rows.start}"
         if part not in draft.parts:
-            pixels = store.read_pixels(rows)
+            pixels = (read_tiles or store.read_pixels)(rows)
             with np.errstate(over="ignore"):  # becomes infinity, which is refused by name
                 features = encode_tiles(encoder, pixels, precision=precision, batch_size=batch_size)
                 values = _checked(features.astype(np.float16), rows, store, encoder)
@@ -94,7 +98,8 @@ def encode_slide(
 
 def _precision_there(store: TileStore, item: str) -> Precision | None:
     commit = store.find(item)
-    return Precision(commit.recipe["precision"]) if commit else None
+    # Features that were imported from elsewhere state none.
+    return Precision(commit.recipe["precision"]) if commit and "precision" in commit.recipe else None
 
 
 def encode_tiles(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mil.bags import Bag
+from tiling.codecs import is_lossy
 from tiling.grid import TileSpec
 from tiling.store import TileStore
 from wsi.errors import UsageError
@@ -29,6 +30,12 @@ class FeatureRecipe:
     """How tissue was found: for cutting other slides likewise. Slides may differ in it and be compared."""
     min_tissue: float
     """Share of a tile that had to be tissue; likewise."""
+    quality: Mapping[str, Any]
+    """Which tiles were dropped for their quality; likewise."""
+    pixels: Mapping[str, Any] | None
+    """How pixels were stored; features of those that lost something on the way are not mixed with others."""
+    exact: bool
+    """Whether compressed tiles were always decoded whole."""
 
     @classmethod
     def of(cls, store: TileStore, encoder_key: str) -> FeatureRecipe:
@@ -45,6 +52,9 @@ class FeatureRecipe:
             stain=content["stain"],
             tissue=content["tissue"],
             min_tissue=content["min_tissue"],
+            quality=content["quality"],
+            pixels=content["pixels"],
+            exact=content["exact"],
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -55,11 +65,24 @@ class FeatureRecipe:
             "stain": dict(self.stain) if self.stain else None,
             "tissue": dict(self.tissue),
             "min_tissue": self.min_tissue,
+            "quality": dict(self.quality),
+            "pixels": dict(self.pixels) if self.pixels else None,
+            "exact": self.exact,
         }
 
     def mixing(self) -> dict[str, Any]:
         """What must be equal for features to be mixed."""
-        return {"encoder": dict(self.encoder), "spec": asdict(self.spec), "stain": self.stain}
+        return {
+            "encoder": dict(self.encoder),
+            "spec": asdict(self.spec),
+            "stain": self.stain,
+            "exact": self.exact,
+            "pixels": dict(self.pixels) if self.pixels and is_lossy(self.pixels) else "lossless",
+        }
+
+    def choice(self) -> dict[str, Any]:
+        """What decides which tiles a slide has."""
+        return {"tissue": self.tissue, "min_tissue": self.min_tissue, "quality": self.quality}
 
     def differences(self, other: FeatureRecipe) -> list[str]:
         """What differs, each as ``setting: ours, not theirs``; empty where features may be mixed."""
@@ -112,9 +135,9 @@ def common_recipe(stores: Sequence[TileStore], encoder_key: str) -> FeatureRecip
                 path=store.output.root,
                 action="Tile and encode all slides with the same settings",
             )
-        if (recipe.tissue, recipe.min_tissue) != (first.tissue, first.min_tissue):
+        if recipe.choice() != first.choice():
             _log.warning(
-                "tissue of %r and %r was found differently; 'microtome run' will find it as in %r",
+                "tiles of %r and %r were chosen differently; 'microtome run' will choose them as in %r",
                 store.slide_id,
                 stores[0].slide_id,
                 stores[0].slide_id,

@@ -25,7 +25,7 @@ import zarr  # noqa: F401
 import cli
 import heatmaps.draw  # noqa: F401
 import mil.steps  # noqa: F401
-import tiling.cut
+import tiling.recipe
 import wsi.durable
 from mil.torchvision_shim import import_timm
 from tiling.commit import find_damage, read_commit
@@ -39,8 +39,8 @@ def command(slides: Path, model: Path, weights: Path, out: Path) -> list[str]:
 
 def small_shards() -> None:
     """Four tiles a shard: small slides then have as many parts to be killed between as big ones."""
-    original = tiling.cut.recipe_from_json
-    tiling.cut.recipe_from_json = lambda content: replace(original(content), tiles_per_shard=4)
+    original = tiling.recipe.recipe_from_json
+    tiling.recipe.recipe_from_json = lambda content: replace(original(content), tiles_per_shard=4)
 
 
 def child(words: list[str], crash_at: str | None = None, report: Path | None = None) -> int:

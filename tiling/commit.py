@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from wsi.durable import crash_point, make_folder, output_errors, sync_file, sync_folder, write_file
@@ -148,7 +149,7 @@ def load_commit(item: Path) -> Commit:
                 action="Update Microtome, or give another -o",
             )
         body = {key: content[key] for key in ("format", "recipe", "record", "files")}
-        if content["checksum"] != hashlib.sha256(canonical(body)).hexdigest():
+        if content["checksum"] != hashlib.sha256(canonical(body)).hexdigest() or canonical(content) != data:
             raise damaged(item, f"{COMMIT_FILE} does not match its own checksum")
         files = {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except FileNotFoundError as error:
@@ -188,17 +189,21 @@ class Draft:
     def _journal(self) -> Path:
         return self.folder.with_name(self.folder.name + ".journal")
 
-    def finish_part(self, name: str, files: Iterable[Path]) -> None:
+    def finish_part(
+        self, name: str, files: Iterable[Path], *, known: Mapping[Path, FileEntry] = MappingProxyType({})
+    ) -> None:
         """Make a part durable: its files are synced, then the journal says so.
 
-        `files` are absolute paths under `folder`. They must not be written again.
+        `files` are absolute paths under `folder`. They must not be written again. Those in `known` were
+        synced and hashed as they were written, and are not read again.
         """
         entries = {}
         crash_point("part-written")
         with output_errors(self.item):
             for path in files:
-                sync_file(path)
-                entries[path.relative_to(self.folder).as_posix()] = hash_file(path)
+                if path not in known:
+                    sync_file(path)
+                entries[path.relative_to(self.folder).as_posix()] = known.get(path) or hash_file(path)
             line = {"part": name, "files": {n: [e.size, e.sha256] for n, e in entries.items()}}
             with self._journal.open("ab+") as stream:
                 if stream.tell() and not _ends_a_line(self._journal):

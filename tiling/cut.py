@@ -1,105 +1,54 @@
-"""`cut_slide`: grid → tissue → pixels → stain → store, shard by shard, in bounded memory."""
+"""`cut_slide`: grid → tissue → pixels → stain → store, block by block, in bounded memory."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.blocks import REASONS, BlockCutter, Findings, Progress, repack
 from tiling.commit import Commit, Draft
+from tiling.fit import fit_stain
 from tiling.grid import TileGrid, TileSpec, lay_grid
-from tiling.identity import FileIdentity, identify
-from tiling.stain import Macenko, MacenkoNormalizer, StainError
+from tiling.identity import identify
+from tiling.quality import MEASURES
+from tiling.recipe import CutRecipe
+from tiling.selection import ALL_TISSUE, Selection
+from tiling.shards import array_metadata
+from tiling.stain import Normalizer
 from tiling.store import TileStore, make_array, write_group
+from tiling.tiles import TileCutter
 from tiling.versions import versions
-from wsi.errors import NoTissueError, SlideError, UsageError
+from wsi.durable import write_file
+from wsi.errors import NoTissueError, SlideError
 from wsi.slide import Slide
-from wsi.tissue import HlsThresholds, SaturationOtsu, TissueMask, TissueMethod, find_tissue
+from wsi.tissue import TissueMask, find_tissue
 
-Progress = Callable[[int, int], None]
-"""Called with (tiles done, tiles in all)."""
-
-SHARD_BYTES = 48 << 20
-"""Pixels in one file: 256 tiles of 256 px. Memory is a few times that, whatever the tile or the slide."""
-FIT_TILES = 64
-"""Tiles that the stain is fitted on: spread evenly over the slide's tissue."""
-FIT_PIXELS_PER_TILE = 4096
-READ_THREADS = 2
-"""Readers per slide. Their number does not change a byte: tiles keep their order."""
+WORKERS = 2
+"""Threads that cut a slide, unless told otherwise. Their number does not change a byte."""
 BACKGROUND = 255
 """Fill of the pixel array; every real tile is written, so it never shows."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class CutRecipe:
-    """Everything that decides which tiles come out of a slide, and their pixels."""
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where tiles are to be cut."""
 
-    spec: TileSpec = field(default_factory=TileSpec)
-    """Size, resolution and overlap."""
-    tissue: TissueMethod = field(default_factory=HlsThresholds)
-    """How tissue is told from glass."""
-    min_tissue: float = 0.25
-    """Share of a tile that must be tissue."""
-    stain: Macenko | None = field(default_factory=Macenko)
-    """How colours are normalised; None leaves pixels alone."""
-    tiles_per_shard: int | None = None
-    """Tiles in one file: the unit of work and of resumption. None: as many as `SHARD_BYTES` hold."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_tissue <= 1:
-            raise ValueError(f"min_tissue is {self.min_tissue:g}; it must be above 0 and at most 1")
-        if self.tiles_per_shard is not None and self.tiles_per_shard < 1:
-            raise ValueError(f"tiles_per_shard is {self.tiles_per_shard}; it must be at least 1")
-
-    @property
-    def shard_tiles(self) -> int:
-        """Tiles in one file."""
-        return self.tiles_per_shard or max(1, SHARD_BYTES // (3 * self.spec.size_px**2))
-
-    def as_json(self, slide: Slide, identity: FileIdentity) -> dict[str, Any]:
-        """The recipe for one slide, as it is stored and compared."""
-        resolution = slide.require_resolution()
-        return {
-            "step": "tiles",
-            "slide": asdict(identity),
-            "resolution": asdict(resolution),
-            "spec": asdict(self.spec),
-            "tissue": {"method": type(self.tissue).__name__, **asdict(self.tissue)},
-            "min_tissue": self.min_tissue,
-            "stain": {"method": "Macenko", **asdict(self.stain)} if self.stain else None,
-            "tiles_per_shard": self.shard_tiles,
-        }
-
-
-def recipe_from_json(content: Mapping[str, Any]) -> CutRecipe:
-    """The recipe of a stored `CutRecipe.as_json`: to cut other slides in the same way.
-
-    Raises
-    ------
-    UsageError
-        This version knows no such method.
-    """
-    methods = {method.__name__: method for method in (HlsThresholds, SaturationOtsu)}
-    try:
-        tissue, stain = dict(content["tissue"]), content["stain"]
-        return CutRecipe(
-            spec=TileSpec(**content["spec"]),
-            tissue=methods[tissue.pop("method")](**tissue),
-            min_tissue=content["min_tissue"],
-            stain=Macenko(**{k: v for k, v in stain.items() if k != "method"}) if stain else None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"slides cannot be cut as it says ({error})", action="Use the version of Microtome that wrote it"
-        ) from error
+    grid: TileGrid
+    mask: TissueMask
+    """Tissue, and what is selected of it."""
+    origins: NDArray[np.int32]
+    """``(n, 2)`` level-0 (x, y)."""
+    tissue: NDArray[np.float32]
+    """``(n,)`` share of each tile."""
 
 
 def cut_slide(
@@ -108,6 +57,8 @@ def cut_slide(
     recipe: CutRecipe,
     *,
     mask: TissueMask | None = None,
+    selection: Selection = ALL_TISSUE,
+    workers: int = WORKERS,
     progress: Progress | None = None,
 ) -> Commit:
     """Cut a slide into normalised tiles and commit them to its store.
@@ -122,6 +73,10 @@ def cut_slide(
         What to cut.
     mask
         The slide's tissue, where the caller has it already (by the recipe's own method).
+    selection
+        Where on the tissue.
+    workers
+        Threads that cut.
     progress
         Called as tiles are finished.
 
@@ -132,40 +87,52 @@ def cut_slide(
     Raises
     ------
     NoTissueError
-        No tile holds enough tissue.
+        No tile holds enough tissue, or all of them were dropped.
     SlideError
         The slide cannot be read, or changed while it was read.
     RecipeError, DamagedError
         See `TileStore.begin`.
     """
     identity = identify(slide.path)
-    draft = store.begin("tiles", recipe.as_json(slide, identity))
+    draft = store.begin("tiles", recipe.as_json(slide, identity) | selection.as_json())
     if draft is None:
         return store.tiles
-    mask = mask or find_tissue(slide, recipe.tissue)
-    grid = lay_grid(slide.size, slide.require_resolution(), recipe.spec)
-    origins, tissue = select_tiles(grid, mask, min_tissue=recipe.min_tissue)
-    if len(origins) == 0:
-        raise NoTissueError(
-            f"no tile of {recipe.spec.size_px} px at {recipe.spec.mpp:g} µm holds "
-            f"{recipe.min_tissue:.0%} tissue (the mask has {mask.area_mm2:.2f} mm²)",
-            path=slide.path,
-            action="Look at it with 'microtome tissue'; lower --min-tissue if there is tissue",
-        )
+    places = find_places(slide, recipe, mask or find_tissue(slide, recipe.tissue), selection)
     warnings = _up_sampling(slide, recipe.spec)
-    normalizer, more = _fit_stain(slide, recipe, mask, origins)
+    normalizer, more = fit_stain(slide, recipe, places.mask, places.origins, threads=workers)
     warnings += more
-    _write_places(draft, origins, tissue)
-    _write_pixels(draft, slide, recipe, origins, normalizer, progress)
+    findings = None
+    if recipe.looks_at_pixels:
+        cutter = TileCutter(slide, recipe.spec, recipe.exact, normalizer)
+        findings = BlockCutter(draft, cutter, recipe, places.origins, workers).cut(progress)
+        warnings += _damage(slide, places, findings)
+        _check_left(slide, findings)
     if identify(slide.path) != identity:
         raise SlideError(
             "the file changed while it was read",
             path=slide.path,
             action="Run again once it is copied completely",
         )
-    record = _record(slide, grid, mask, normalizer, len(origins), warnings)
+    record = _record(slide, places, normalizer, findings, warnings)
+    _write_arrays(draft, recipe, places, findings)
     write_group(draft, attributes={"recipe": draft.recipe, "record": record})
     return draft.publish(record)
+
+
+def find_places(slide: Slide, recipe: CutRecipe, mask: TissueMask, selection: Selection) -> Places:
+    """The tiles of the grid that hold enough of the selected tissue; `NoTissueError` where none does."""
+    mask = selection.within(slide, mask)
+    grid = lay_grid(slide.size, slide.require_resolution(), recipe.spec)
+    origins, tissue = select_tiles(grid, mask, min_tissue=recipe.min_tissue)
+    if len(origins) == 0:
+        where = "selected tissue" if selection.include or selection.exclude else "tissue"
+        raise NoTissueError(
+            f"no tile of {recipe.spec.size_px} px at {recipe.spec.mpp:g} µm holds "
+            f"{recipe.min_tissue:.0%} {where} (the mask has {mask.area_mm2:.2f} mm²)",
+            path=slide.path,
+            action="Look at it with 'microtome tissue'; lower --min-tissue if there is tissue",
+        )
+    return Places(grid, mask, origins, tissue)
 
 
 def select_tiles(
@@ -189,100 +156,89 @@ def _up_sampling(slide: Slide, spec: TileSpec) -> list[str]:
     return [warning]
 
 
-def _fit_stain(
-    slide: Slide, recipe: CutRecipe, mask: TissueMask, origins: NDArray[np.int32]
-) -> tuple[MacenkoNormalizer | None, list[str]]:
-    """Fit on tissue pixels of evenly spread tiles; a slide that cannot be fitted is left as it is."""
-    if recipe.stain is None:
-        return None, []
-    chosen = origins[np.linspace(0, len(origins) - 1, min(FIT_TILES, len(origins))).round().astype(int)]
-    size = recipe.spec.size_px
-    every = max(1, size * size // FIT_PIXELS_PER_TILE)
-    pixels = []
-    for x, y in chosen.tolist():
-        tile = slide.read(x, y, size=(size, size), mpp=recipe.spec.mpp)
-        inside = _tissue_pixels(mask, (x, y), size=size, step=slide.scale(recipe.spec.mpp))
-        pixels.append(tile[inside][::every])
-    try:
-        return recipe.stain.fit(np.concatenate(pixels)), []
-    except StainError as error:
-        warning = f"the stain could not be fitted ({error.reason}): tiles keep their colours"
-        _log.warning("%s: %s", slide.path, warning)
-        return None, [warning]
+def _damage(slide: Slide, places: Places, findings: Findings) -> list[str]:
+    """A word on tiles that cannot be decoded."""
+    damaged = places.origins[findings.reasons == REASONS.index("damaged")].tolist()
+    if not damaged:
+        return []
+    some = ", ".join(f"({x}, {y})" for x, y in damaged[:3]) + (", ..." if len(damaged) > 3 else "")
+    warning = f"{len(damaged)} of {len(places.origins)} tiles cannot be decoded and are left out: {some}"
+    _log.warning("%s: %s", slide.path, warning)
+    return [warning]
 
 
-def _tissue_pixels(
-    mask: TissueMask, origin: tuple[int, int], *, size: int, step: tuple[float, float]
-) -> NDArray[np.bool_]:
-    """``(size, size)``: which pixels of a tile have their centre on tissue."""
-    centres = np.arange(size) + 0.5
-    rows = ((origin[1] + centres * step[1]) / mask.scale_y).astype(int).clip(0, mask.mask.shape[0] - 1)
-    columns = ((origin[0] + centres * step[0]) / mask.scale_x).astype(int).clip(0, mask.mask.shape[1] - 1)
-    return np.asarray(mask.mask[np.ix_(rows, columns)])
-
-
-def _write_places(draft: Draft, origins: NDArray[np.int32], tissue: NDArray[np.float32]) -> None:
-    """The small arrays, written anew by every run: they cost nothing and are not parts."""
-    rows = len(origins)
-    for name, values, fill in (("origins", origins, -1), ("tissue", tissue, np.nan)):
-        array = make_array(
-            draft, name, shape=values.shape, rows_per_file=rows, dtype=values.dtype.type, fill=fill
+def _check_left(slide: Slide, findings: Findings) -> None:
+    if (findings.reasons == REASONS.index("damaged")).all():  # of one tile: more fail earlier
+        raise SlideError(
+            f"none of {len(findings.kept)} tiles can be decoded",
+            path=slide.path,
+            action="Copy or download it again",
         )
-        array.write_all(values)
+    if not findings.kept.any():
+        raise NoTissueError(
+            f"all {len(findings.kept)} tiles were dropped ({_counted(findings)})",
+            path=slide.path,
+            action="Lower --min-sharpness, or leave out --drop-pen",
+        )
 
 
-def _write_pixels(
-    draft: Draft,
-    slide: Slide,
-    recipe: CutRecipe,
-    origins: NDArray[np.int32],
-    normalizer: MacenkoNormalizer | None,
-    progress: Progress | None,
-) -> None:
-    """Read, normalise and store the shards that are not finished yet."""
-    size, step = recipe.spec.size_px, recipe.shard_tiles
-    pixels = make_array(
-        draft,
-        "pixels",
-        shape=(len(origins), size, size, 3),
-        rows_per_file=step,
-        dtype=np.uint8,
-        fill=BACKGROUND,
+def _counted(findings: Findings) -> str:
+    return ", ".join(f"{count} for {reason}" for reason, count in _dropped(findings).items())
+
+
+def _dropped(findings: Findings) -> dict[str, int]:
+    """How many tiles were dropped for each reason."""
+    counts = Counter(REASONS[reason] for reason in findings.reasons[~findings.kept].tolist())
+    return dict(sorted(counts.items()))
+
+
+def _write_arrays(draft: Draft, recipe: CutRecipe, places: Places, findings: Findings | None) -> None:
+    """All but the pixels themselves, written anew by every run: they cost nothing and are not parts."""
+    kept = findings.kept if findings else np.ones(len(places.origins), np.bool_)
+    if findings:
+        repack(draft, kept, recipe)
+    if recipe.pixels is not None:
+        shape = (int(kept.sum()), recipe.spec.size_px, recipe.spec.size_px, 3)
+        metadata = array_metadata(shape, shard_tiles=recipe.shard_tiles, codec=recipe.pixels, fill=BACKGROUND)
+        write_file(draft.folder / "pixels" / "zarr.json", metadata)
+    _write(draft, "origins", places.origins[kept], fill=-1)
+    _write(draft, "tissue", places.tissue[kept], fill=np.nan)
+    if findings:
+        _write(draft, "quality", findings.quality[kept], fill=np.nan)
+        if not kept.all():
+            _write(draft, "dropped_origins", places.origins[~kept], fill=-1)
+            _write(draft, "dropped_reasons", findings.reasons[~kept], fill=0)
+
+
+def _write(draft: Draft, name: str, values: NDArray[Any], *, fill: float) -> None:
+    array = make_array(
+        draft, name, shape=values.shape, rows_per_file=len(values), dtype=values.dtype.type, fill=fill
     )
-
-    def read(origin: tuple[int, int]) -> NDArray[np.uint8]:
-        tile = slide.read(*origin, size=(size, size), mpp=recipe.spec.mpp)
-        return normalizer(tile) if normalizer else tile
-
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        for start in range(0, len(origins), step):
-            stop = min(start + step, len(origins))
-            part = f"pixels/{start}"
-            if part not in draft.parts:
-                tiles = np.stack(list(pool.map(read, map(tuple, origins[start:stop].tolist()))))
-                draft.finish_part(part, [pixels.write(slice(start, stop), tiles)])
-            if progress:
-                progress(stop, len(origins))
+    array.write_all(values)
 
 
 def _record(
     slide: Slide,
-    grid: TileGrid,
-    mask: TissueMask,
-    normalizer: MacenkoNormalizer | None,
-    tiles: int,
+    places: Places,
+    normalizer: Normalizer | None,
+    findings: Findings | None,
     warnings: list[str],
 ) -> Mapping[str, Any]:
+    damaged = places.origins[findings.reasons == REASONS.index("damaged")] if findings else None
     return {
         "slide_name": Path(slide.path).name,
         "slide_size": list(slide.size),
         "bounds_origin": list(slide.bounds_origin),
         "backend": slide.backend,
-        "tile_level0": list(grid.tile),
-        "stride_level0": list(grid.stride),
-        "tiles": tiles,
-        "tissue_mm2": round(mask.area_mm2, 4),
+        "tile_level0": list(places.grid.tile),
+        "stride_level0": list(places.grid.stride),
+        "tiles": int(findings.kept.sum()) if findings else len(places.origins),
+        "tissue_mm2": round(places.mask.area_mm2, 4),
         "stain": normalizer.as_json() if normalizer else None,
+        "measures": list(MEASURES) if findings else [],
+        "reasons": list(REASONS),
+        "dropped": _dropped(findings) if findings else {},
+        "damaged": damaged.tolist() if damaged is not None else [],
         "warnings": warnings,
-        "versions": versions(),
+        "versions": versions("simplejpeg", "imagecodecs"),
     }

@@ -88,8 +88,7 @@ def lay_grid(slide_size: tuple[int, int], resolution: Resolution, spec: TileSpec
         for slide_mpp in (resolution.x, resolution.y)
     ]
     counts = [
-        # 1e-6: a slide of exactly three tiles must not get a fourth by rounding.
-        max(1, math.ceil((length - (tile - stride)) / stride - 1e-6))
+        _tiles_along(length, tile, stride)
         for length, (tile, stride) in zip(slide_size, per_axis, strict=True)
     ]
     if counts[0] * counts[1] > MOST_TILES:
@@ -99,3 +98,11 @@ def lay_grid(slide_size: tuple[int, int], resolution: Resolution, spec: TileSpec
         )
     (tile_x, stride_x), (tile_y, stride_y) = per_axis
     return TileGrid(counts[0], counts[1], (tile_x, tile_y), (stride_x, stride_y))
+
+
+def _tiles_along(length: int, tile: float, stride: float) -> int:
+    """How many tiles cover `length` pixels; none begins beyond them."""
+    # 1e-6: a slide of exactly three tiles must not get a fourth by rounding.
+    count = max(1, math.ceil((length - (tile - stride)) / stride - 1e-6))
+    # Origins are rounded: the last tile may cover the last fraction of a pixel only, and begin after it.
+    return count - 1 if count > 1 and math.floor((count - 1) * stride + 0.5) >= length else count

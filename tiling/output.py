@@ -197,7 +197,7 @@ def _item_folders(slides: Path) -> Iterator[Path]:
         yield from _folders(slide / "heatmaps")
         yield from _folders(store / "features")
         yield from _folders(store / "scores")
-        yield from (folder for folder in (store / "tiles", slide / "tissue") if os.path.isdir(folder))
+        yield from (f for f in (store / "tiles", slide / "tissue", slide / "qc") if os.path.isdir(f))
 
 
 def _folders(top: Path) -> Iterator[Path]:

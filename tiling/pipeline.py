@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tiling.blocks import Progress
 from tiling.cohort import Outcome, run_cohort, write_run_log
-from tiling.cut import CutRecipe, Progress, cut_slide
+from tiling.cut import WORKERS, cut_slide
 from tiling.ensure import ensure
 from tiling.output import Output
+from tiling.recipe import CutRecipe
+from tiling.selection import EVERYWHERE, SelectionFiles
 from tiling.store import TileStore
 from tiling.survey import read_mask, survey_slide
 from wsi.slide import Slide
@@ -112,11 +115,19 @@ def survey_step(method: TissueMethod) -> Step:
     return Step("tissue", lambda job: survey_slide(job.open_slide(), job.store, method))
 
 
-def cut_step(recipe: CutRecipe) -> Step:
-    """Cut tiles out of the tissue that the survey found."""
+def cut_step(recipe: CutRecipe, *, files: SelectionFiles = EVERYWHERE, workers: int = WORKERS) -> Step:
+    """Cut tiles out of the tissue that the survey found, or of what `files` select of it."""
 
     def make(job: Job) -> object:
-        mask = read_mask(job.store)
-        return cut_slide(job.open_slide(), job.store, recipe, mask=mask, progress=job.progress)
+        slide, store = job.open_slide(), job.store
+        return cut_slide(
+            slide,
+            store,
+            recipe,
+            mask=read_mask(store),
+            selection=files.read(slide, store.slide_id),
+            workers=workers,
+            progress=job.progress,
+        )
 
     return Step("tiles", make)

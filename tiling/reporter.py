@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from tiling.blocks import Progress
 from tiling.cohort import Outcome, Status
-from tiling.cut import Progress
 from tiling.output import Output
 from tiling.store import TileStore, scores_by
 from wsi.errors import MicrotomeError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
+from tiling.codecs import codec_from_json
 from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
 from tiling.grid import TileSpec
 from tiling.output import GROUP, ZARR_FOLDER, Output, item_path
+from tiling.shards import ShardReader
 from wsi.durable import make_folder, output_errors, write_file
 from wsi.errors import RecipeError, UsageError
 
 ALL = slice(None)
+Rows = slice | Sequence[int] | NDArray[np.integer[Any]]
 _STEPS = {
     "tissue": "tissue",
     "tiles": "tile",
+    "qc": "tile",
     "features": "encode",
     "scores": "predict",
     "heatmaps": "heatmap",
@@ -34,7 +39,7 @@ class TileStore:
     """One slide's results in an output folder. Reads committed items only.
 
     Items, by name: ``"tiles"``, ``"features/<encoder>"``, ``"scores/<model>"`` (in the Zarr group),
-    ``"tissue"``, ``"heatmaps/<model>"`` (files beside it).
+    ``"tissue"``, ``"qc"``, ``"heatmaps/<model>"`` (files beside it).
 
     Parameters
     ----------
@@ -141,8 +146,15 @@ class TileStore:
 
     @property
     def tiles(self) -> Commit:
-        """Commit of the tiles: recipe and record; `UsageError` where there are none."""
-        return self.require("tiles")
+        """Commit of the tiles: recipe and record; `UsageError` where there are none of this version."""
+        commit = self.require("tiles")
+        if "pixels" not in commit.recipe:
+            raise UsageError(
+                f"the tiles of slide {self.slide_id!r} were stored by an earlier version in another way",
+                path=self.output.root,
+                action="Run 'microtome tile' again with --overwrite",
+            )
+        return commit
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -164,6 +176,22 @@ class TileStore:
         """``(n,)`` share of each tile that is tissue."""
         return np.asarray(self._read("tiles", "tissue"), np.float32)
 
+    @property
+    def quality(self) -> NDArray[np.float32] | None:
+        """``(n, measures)`` as `record["measures"]` names them; None where no pixels were looked at."""
+        if not self.record["measures"]:
+            return None
+        return np.asarray(self._read("tiles", "quality"), np.float32)
+
+    def dropped(self) -> tuple[NDArray[np.int32], list[str]]:
+        """``(m, 2)`` level-0 (x, y) of the places on tissue that hold no tile, and why each does not."""
+        record = self.record
+        if not record["dropped"]:
+            return np.empty((0, 2), np.int32), []
+        reasons = self._read("tiles", "dropped_reasons").tolist()
+        origins = np.asarray(self._read("tiles", "dropped_origins"), np.int32)
+        return origins, [record["reasons"][reason] for reason in reasons]
+
     def __len__(self) -> int:
         return int(self.record["tiles"])
 
@@ -173,15 +201,56 @@ class TileStore:
         step, count = int(tiles.recipe["tiles_per_shard"]), int(tiles.record["tiles"])
         return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
-    def read_pixels(self, rows: slice) -> NDArray[np.uint8]:
-        """``(k, size, size, 3)`` uint8 RGB of a range of tiles, normalised as the recipe says.
+    @property
+    def has_pixels(self) -> bool:
+        """Whether the tiles' pixels are stored; else `tiling.tiles` reads them from the slide."""
+        return self.tiles.recipe["pixels"] is not None
+
+    def read_pixels(self, rows: Rows, *, pool: Executor | None = None) -> NDArray[np.uint8]:
+        """``(k, size, size, 3)`` uint8 RGB of some tiles, normalised as the recipe says.
+
+        Parameters
+        ----------
+        rows
+            A range of tiles, or their numbers in any order.
+        pool
+            Threads to share the work.
 
         Raises
         ------
+        UsageError
+            The tiles were cut without pixels.
         DamagedError
             A shard is gone or cut, or its checksum does not fit.
         """
-        return np.asarray(self._read("tiles", "pixels", rows), np.uint8)
+        reader = self.open_pixels()
+        try:
+            return reader.read(rows, pool=pool)
+        except (ValueError, OSError) as error:
+            raise damaged(self.path("tiles"), f"pixels cannot be read: {error}") from error
+
+    def open_pixels(self) -> ShardReader:
+        """A reader for many small reads: the item is checked now, and not at every read.
+
+        Raises
+        ------
+        UsageError, DamagedError
+            See `read_pixels`.
+        """
+        tiles = self.tiles
+        if tiles.recipe["pixels"] is None:
+            raise UsageError(
+                f"the tiles of slide {self.slide_id!r} were cut without pixels",
+                path=self.output.root,
+                action="Read them from the slide, or cut it with pixels",
+            )
+        size = int(tiles.recipe["spec"]["size_px"])
+        return ShardReader(
+            self.path("tiles") / "pixels",
+            shape=(int(tiles.record["tiles"]), size, size, 3),
+            shard_tiles=int(tiles.recipe["tiles_per_shard"]),
+            codec=codec_from_json(tiles.recipe["pixels"]),
+        )
 
     def lazy_pixels(self) -> Any:
         """All tiles as a dask array, a chunk per shard, read through `read_pixels`."""
@@ -283,18 +352,15 @@ def make_array(
 ) -> DraftArray:
     """Create one array of an item; with an empty name the item itself is the array.
 
-    A chunk is one tile where a row is large (pixels), so that one can be read alone. `fill` must be a value
-    that real data do not have (NaN; 255): a hole then shows. Every chunk carries a checksum.
+    `fill` must be a value that real data do not have, such as NaN: a hole then shows. Every chunk carries a
+    checksum. Pixels are not written through Zarr but by `tiling.shards`.
     """
-    row_bytes = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-    per_tile = row_bytes >= 1 << 14
     with output_errors(draft.item):
         array = zarr.create_array(
             store=LocalStore(draft.folder),  # as text, zarr may take a path for an address
             name=name or None,
             shape=shape,
-            chunks=(1 if per_tile else rows_per_file, *shape[1:]),
-            shards=(rows_per_file, *shape[1:]) if per_tile else None,
+            chunks=(rows_per_file, *shape[1:]),
             dtype=dtype,
             fill_value=fill,
             compressors=ZstdCodec(level=1, checksum=True),

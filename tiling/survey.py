@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tiling.identity import identify
 from tiling.store import TileStore
 from tiling.versions import versions
 from wsi.durable import write_file
+from wsi.errors import SlideError
 from wsi.picture import encode_jpeg, encode_png
 from wsi.slide import Slide
 from wsi.tissue import TISSUE_MPP, TissueMask, TissueMethod, find_tissue
@@ -21,6 +23,8 @@ from wsi.tissue import TISSUE_MPP, TissueMask, TissueMethod, find_tissue
 THUMBNAIL, MASK, OUTLINE = "thumbnail.png", "mask.png", "outline.jpg"
 LOOK_PX = 1600
 """Long side of the thumbnail, in pixels, where the scan has that many: enough for a screen."""
+
+_log = logging.getLogger(__name__)
 
 
 def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> TissueMask:
@@ -50,10 +54,12 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
     )
     if draft is None:
         return read_mask(store)
-    mask = find_tissue(slide, method, mpp=mpp)
+    lost: list[SlideError] = []
+    mask = find_tissue(slide, method, mpp=mpp, damage=lost.append)
     finest = max(resolution.x, resolution.y)
     look_mpp = max(max(slide.size[0] * resolution.x, slide.size[1] * resolution.y) / LOOK_PX, finest)
-    thumbnail = slide.thumbnail(look_mpp)
+    thumbnail = slide.thumbnail(look_mpp, damage=lost.append)
+    warnings = _lost(slide, lost)
     write_file(draft.folder / THUMBNAIL, encode_png(thumbnail))
     write_file(draft.folder / MASK, encode_png(mask.mask.astype(np.uint8) * 255))
     write_file(draft.folder / OUTLINE, encode_jpeg(mask.look(thumbnail)))
@@ -65,10 +71,21 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
             "tissue_mm2": round(mask.area_mm2, 4),
             "tissue_share": round(float(mask.mask.mean()), 4),
             "backend": slide.backend,
+            "warnings": warnings,
             "versions": versions(),
         }
     )
     return mask
+
+
+def _lost(slide: Slide, lost: list[SlideError]) -> list[str]:
+    """A word on spots that no level of the slide shows."""
+    if not lost:
+        return []
+    reasons = sorted({error.reason for error in lost})
+    warning = f"{len(reasons)} spots cannot be decoded and are taken for glass: {reasons[0]}"
+    _log.warning("%s: %s", slide.path, warning)
+    return [warning]
 
 
 def read_mask(store: TileStore) -> TissueMask:

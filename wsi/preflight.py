@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -22,10 +22,8 @@ from typing import NoReturn
 import numpy as np
 
 from wsi.errors import SlideError
-from wsi.tiff import COPY_AGAIN, Directory, Tiff
+from wsi.tiff import COPY_AGAIN, SUBIFDS, TILED_AGAIN, Directory, Tiff
 
-MAX_DIRECTORIES = 512
-"""Directories in one file; the largest pyramids have some tens."""
 MAX_SEGMENT_BYTES = 64 * 2**20
 """Decoded bytes of one tile or strip."""
 MAX_UNTILED_PIXELS = 50_000_000
@@ -34,14 +32,13 @@ MAX_DESCRIPTION_BYTES = 64 * 2**10
 """Bytes of the ImageDescription that are read."""
 
 _ORIGINAL = "Give the slide file that the scanner wrote"
-_TILED = "Re-save it as a tiled pyramidal TIFF"
 _CONVERT = "Convert it to 8-bit RGB, as a tiled pyramid"
 _ONE_RGB = "Save one focal plane, or one RGB picture, as a tiled pyramid"
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
 _PHOTOMETRIC, _DESCRIPTION = 262, 270
 _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_COUNTS, _PLANAR = 273, 277, 278, 279, 284
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 322, 323, 324, 325, 330
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 322, 323, 324, 325
 _SAMPLE_FORMAT, _OLD_JPEG = 339, 513
 _JPEG = 7  # a value of _COMPRESSION
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that state a picture's size
@@ -172,9 +169,9 @@ def _refuse_stranger(path: Path, head: bytes) -> NoReturn:
 def _check_tiff(tiff: Tiff) -> FileFacts:
     facts = None
     tiled: list[Directory] = []  # the full pictures and, where a writer does not mark them, their levels
-    for directory, chained in _directories(tiff):
+    for directory, chained in tiff.directories():
         if facts is None:
-            facts = FileFacts("tiff", _SUBIFDS in directory.fields, _description(tiff, directory))
+            facts = FileFacts("tiff", SUBIFDS in directory.fields, _description(tiff, directory))
             if _WIDTH not in directory.fields:
                 tiff.fail("its first directory describes no picture", _ORIGINAL)
             _check_picture(tiff, directory)
@@ -230,39 +227,6 @@ def _check_colours(tiff: Tiff, directory: Directory) -> None:
         tiff.fail(f"{found}; 8-bit RGB is needed", _CONVERT)
 
 
-def _directories(tiff: Tiff) -> Iterator[tuple[Directory, bool]]:
-    """Every directory once, and whether it is in the chain: that comes first, then what SubIFDs lead to.
-
-    A chain that closes is an error.
-    """
-    seen: set[int] = set()
-    waiting: list[int] = []
-
-    def visit(position: int) -> Directory:
-        if len(seen) == MAX_DIRECTORIES:
-            tiff.fail(f"has more than {MAX_DIRECTORIES} directories", _TILED)
-        directory = tiff.directory(position, f"directory {len(seen)}")
-        seen.add(position)
-        if _SUBIFDS in directory.fields:
-            for positions in tiff.chunks(directory, _SUBIFDS, MAX_DIRECTORIES):
-                waiting.extend(positions.tolist())
-        return directory
-
-    position = tiff.first
-    while position:
-        if position in seen:
-            tiff.fail("is damaged: its directories lead in a circle")
-        directory = visit(position)
-        position = directory.following
-        yield directory, True
-    while waiting:
-        position = waiting.pop()
-        if position not in seen:  # some writers chain what they also list
-            directory = visit(position)
-            waiting += [directory.following] if directory.following else []
-            yield directory, False
-
-
 def _description(tiff: Tiff, directory: Directory) -> str:
     field = directory.fields.get(_DESCRIPTION)
     if field is None:
@@ -294,9 +258,11 @@ def _check_picture(tiff: Tiff, directory: Directory) -> None:
     if not tiff.ndpi:  # its one strip is a JPEG with marks to start at, read in parts
         decoded = across * down * samples // planes * bits // 8
         if decoded > MAX_SEGMENT_BYTES:
-            tiff.fail(f"{name} has {part}s of {across:,} x {down:,} pixels: too large to decode", _TILED)
+            tiff.fail(f"{name} has {part}s of {across:,} x {down:,} pixels: too large to decode", TILED_AGAIN)
         if not tiled and width * height > MAX_UNTILED_PIXELS:
-            tiff.fail(f"{name} is {width:,} x {height:,} pixels without tiles: too large to read", _TILED)
+            tiff.fail(
+                f"{name} is {width:,} x {height:,} pixels without tiles: too large to read", TILED_AGAIN
+            )
     needed = math.ceil(width / across) * math.ceil(height / down) * planes
     _check_table(tiff, directory, part, (offsets_tag, counts_tag), needed)
     if tiled and tiff.value(directory, _COMPRESSION, 1) == _JPEG:

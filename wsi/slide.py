@@ -5,27 +5,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from wsi.backends import Backend, OpenSlideBackend, TiffSlideBackend
 from wsi.errors import ResolutionError, SlideError, UsageError
-from wsi.geometry import Level, Region, Resolution
+from wsi.geometry import Level, Resolution
 from wsi.preflight import FileFacts, check_file
-from wsi.resample import area_resample
+from wsi.reader import Damage, Reader, find_runs
 from wsi.resolution import find_resolution, objective_power, resolution_of_power
 
 UPSAMPLING_TOLERANCE = 0.05
 """A slide of 0.502 µm serves a request for 0.5; one of 0.6 µm does not: detail cannot be invented."""
 OVERRIDE_RANGE = (0.05, 100.0)
 """Microns per pixel that a user may state: wider than what a file may, for overviews of a whole glass."""
-_BLOCK_PIXELS = 4096 * 4096
-"""Source pixels read at a time: 64 MiB of RGBA, some 200 MiB with its copies, whatever the slide's size."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +70,7 @@ class Slide:
     def _open(self) -> None:
         facts = check_file(self.path)
         self._backend = _open_backend(self.path, facts)
+        self._reader = Reader(self.path, self._backend, is_tiff=facts.container == "tiff")
         self.resolution: Resolution | None = None
         self.resolution_fault = "the file states no microns per pixel"
         try:
@@ -143,7 +143,9 @@ class Slide:
 
     # Pixels ----------------------------------------------------------------------------------------------
 
-    def read(self, x: float, y: float, *, size: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+    def read(
+        self, x: float, y: float, *, size: tuple[int, int], mpp: float, exact: bool = False
+    ) -> NDArray[np.uint8]:
         """Read pixels at a physical scale, each the mean of what lies under it.
 
         Parameters
@@ -154,6 +156,8 @@ class Slide:
             ``(width, height)`` of the result in pixels.
         mpp
             Microns per pixel of the result.
+        exact
+            Decode compressed tiles whole, also where half scale is as good.
 
         Returns
         -------
@@ -169,18 +173,61 @@ class Slide:
         Notes
         -----
         Pixels come from the coarsest level that is at least as fine as asked, area-averaged: never
-        interpolated from fewer pixels, beyond `UPSAMPLING_TOLERANCE`.
+        interpolated from fewer pixels, beyond `UPSAMPLING_TOLERANCE`. `wsi.reader` says when JPEG tiles are
+        decoded at half scale instead.
         """
-        return self._read_blocks(x, y, size, self.scale(mpp))
+        return self._reader.read(x, y, size, self.scale(mpp), exact=exact)
 
-    def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
+    def read_tiles(
+        self,
+        origins: ArrayLike,
+        *,
+        size: tuple[int, int],
+        mpp: float,
+        exact: bool = False,
+        threads: int = 1,
+    ) -> NDArray[np.uint8]:
+        """Read many tiles of one size: the same pixels as `read` gives for each, sooner.
+
+        Parameters
+        ----------
+        origins
+            ``(n, 2)`` level-0 (x, y) of the top-left corners; neighbours should follow one another.
+        size, mpp, exact
+            See `read`.
+        threads
+            Readers at work at a time; their number does not change a byte.
+
+        Returns
+        -------
+        ``(n, height, width, 3)`` uint8 RGB.
+
+        Raises
+        ------
+        ResolutionError, SlideError
+            See `read`.
+        """
+        places = [(int(x), int(y)) for x, y in np.asarray(origins).reshape(-1, 2).tolist()]
+        tiles = np.empty((len(places), size[1], size[0], 3), np.uint8)
+        scale = self.scale(mpp)
+
+        def read_run(run: slice) -> None:
+            self._reader.read_run(places[run], size, scale, tiles[run], exact=exact)
+
+        runs = find_runs(places, width=size[0] * scale[0])
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+            list(pool.map(read_run, runs) if pool else map(read_run, runs))
+        return tiles
+
+    def thumbnail(self, mpp: float, *, damage: Damage | None = None) -> NDArray[np.uint8]:
         """The whole slide at `mpp`: ``(height, width, 3)`` uint8, corner on corner, overhang white.
 
-        The size is the slide's, rounded up; memory is that of the result and of one block.
+        The size is the slide's, rounded up; memory is that of the result and of one block. Spots that cannot
+        be decoded on any level are white, and `damage` is told of each; without it they raise `SlideError`.
         """
         scale_x, scale_y = self.scale(mpp)
         size = math.ceil(self.size[0] / scale_x), math.ceil(self.size[1] / scale_y)
-        return self._read_blocks(0, 0, size, (scale_x, scale_y))
+        return self._reader.preview(size, (scale_x, scale_y), damage)
 
     def scale(self, mpp: float) -> tuple[float, float]:
         """Level-0 pixels per pixel at `mpp`, along x and y; `ResolutionError` where that up-samples."""
@@ -195,58 +242,11 @@ class Slide:
             )
         return scale_x, scale_y
 
-    def _level_for(self, scale_x: float, scale_y: float) -> int:
-        """The coarsest level that is no coarser than asked (1 % for ratios such as 4.0027)."""
-        fine = [
-            i
-            for i, level in enumerate(self.levels)
-            if level.downsample_x <= scale_x * 1.01 and level.downsample_y <= scale_y * 1.01
-        ]
-        return max(fine, key=lambda i: self.levels[i].downsample_x, default=0)
-
-    def _read_blocks(
-        self, x: float, y: float, size: tuple[int, int], scale: tuple[float, float]
-    ) -> NDArray[np.uint8]:
-        """Read `size` pixels of `scale` level-0 pixels each, in blocks: memory stays bounded.
-
-        A block is a whole number of output pixels, so that the borders of blocks leave no trace.
-        """
-        level = self._level_for(*scale)
-        here = self.levels[level]
-        across, down = scale[0] / here.downsample_x, scale[1] / here.downsample_y  # level pixels per pixel
-        columns = min(size[0], max(1, int(_BLOCK_PIXELS / across)))
-        rows = min(size[1], max(1, int(_BLOCK_PIXELS / (columns * across) / down)))
-        if (columns, rows) == size:
-            return self._read_region(Region(x, y, size[0] * scale[0], size[1] * scale[1]), size, level)
-        image = np.empty((size[1], size[0], 3), np.uint8)
-        for top in range(0, size[1], rows):
-            for left in range(0, size[0], columns):
-                block = min(columns, size[0] - left), min(rows, size[1] - top)
-                corner = x + left * scale[0], y + top * scale[1]
-                region = Region(*corner, block[0] * scale[0], block[1] * scale[1])
-                image[top : top + block[1], left : left + block[0]] = self._read_region(region, block, level)
-        return image
-
-    def _read_region(self, region: Region, size: tuple[int, int], level: int) -> NDArray[np.uint8]:
-        """Cut the region out of one level: whole level pixels around it, then the exact average."""
-        here = self.levels[level]
-        across = _span(region.x, region.right, here.downsample_x, here.width)
-        down = _span(region.y, region.bottom, here.downsample_y, here.height)
-        if across.count <= 0 or down.count <= 0:  # all of it overhangs
-            return np.full((size[1], size[0], 3), 255, np.uint8)
-        pixels = self._backend.read_level(level, across.first, down.first, (across.count, down.count))
-        if across.before or across.after or down.before or down.after:
-            margins = ((down.before, down.after), (across.before, across.after), (0, 0))
-            pixels = np.pad(pixels, margins, constant_values=255)
-        window = Region(
-            across.offset, down.offset, region.width / here.downsample_x, region.height / here.downsample_y
-        )
-        return area_resample(pixels, window, size)
-
     # The resource ----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Release the file."""
+        self._reader.close()
         self._backend.close()
 
     def __enter__(self) -> Self:
@@ -268,31 +268,6 @@ class Slide:
     def __repr__(self) -> str:
         mpp = f"{self.resolution.mpp:.4g} µm/px" if self.resolution else "no mpp"
         return f"<Slide {self.path.name!r} {self.size[0]} x {self.size[1]}, {mpp}, {self.backend}>"
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Along one axis: which level pixels to read for a region, and where it starts in them."""
-
-    first: int
-    """First level pixel to read."""
-    count: int
-    """How many to read; all lie on the level."""
-    before: int
-    """White pixels to add in front, for what overhangs."""
-    after: int
-    """The same behind."""
-    offset: float
-    """The region's edge, in pixels of what was read and padded."""
-
-
-def _span(start: float, stop: float, downsample: float, length: int) -> _Span:
-    """Cover the level-0 interval [start, stop) with whole pixels of a level that has `length` of them."""
-    wanted_first, wanted_stop = math.floor(start / downsample + 1e-9), math.ceil(stop / downsample - 1e-9)
-    first, last = max(wanted_first, 0), min(wanted_stop, length)
-    return _Span(
-        first, last - first, first - wanted_first, wanted_stop - last, start / downsample - wanted_first
-    )
 
 
 def _open_backend(path: Path, facts: FileFacts) -> Backend:

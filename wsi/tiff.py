@@ -18,6 +18,11 @@ import numpy.typing as npt
 from wsi.errors import SlideError
 
 COPY_AGAIN = "Copy or download it again"
+TILED_AGAIN = "Re-save it as a tiled pyramidal TIFF"
+MAX_DIRECTORIES = 512
+"""Directories in one file; the largest pyramids have some tens."""
+SUBIFDS = 330
+"""The tag that lists further directories: the levels of an OME-TIFF pyramid."""
 NDPI = 65420
 """The tag that only Hamamatsu's files bear."""
 
@@ -147,3 +152,35 @@ class Tiff:
         if tag not in directory.fields or directory.fields[tag].count == 0:
             return default
         return int(next(self.chunks(directory, tag, 1))[0])
+
+    def directories(self) -> Iterator[tuple[Directory, bool]]:
+        """Every directory once, and whether it is in the chain: that comes first, then what SubIFDs lead to.
+
+        A chain that closes is an error.
+        """
+        seen: set[int] = set()
+        waiting: list[int] = []
+
+        def visit(position: int) -> Directory:
+            if len(seen) == MAX_DIRECTORIES:
+                self.fail(f"has more than {MAX_DIRECTORIES} directories", TILED_AGAIN)
+            directory = self.directory(position, f"directory {len(seen)}")
+            seen.add(position)
+            if SUBIFDS in directory.fields:
+                for positions in self.chunks(directory, SUBIFDS, MAX_DIRECTORIES):
+                    waiting.extend(positions.tolist())
+            return directory
+
+        position = self.first
+        while position:
+            if position in seen:
+                self.fail("is damaged: its directories lead in a circle")
+            directory = visit(position)
+            position = directory.following
+            yield directory, True
+        while waiting:
+            position = waiting.pop()
+            if position not in seen:  # some writers chain what they also list
+                directory = visit(position)
+                waiting += [directory.following] if directory.following else []
+                yield directory, False

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsi.outline import rings
 from wsi.pen import FRINGE_UM, disc, on_glass, pen_marks
+from wsi.reader import Damage
 from wsi.slide import Slide
 
 TISSUE_MPP = 8.0
@@ -189,9 +190,13 @@ class TissueMask:
 
 
 def find_tissue(
-    slide: Slide, method: TissueMethod = HlsThresholds(), *, mpp: float = TISSUE_MPP
+    slide: Slide,
+    method: TissueMethod = HlsThresholds(),
+    *,
+    mpp: float = TISSUE_MPP,
+    damage: Damage | None = None,
 ) -> TissueMask:
-    """Find the tissue on a slide.
+    """Find the tissue on a slide. With `damage`, a spot that cannot be decoded is taken for glass, and told.
 
     Raises
     ------
@@ -201,7 +206,7 @@ def find_tissue(
         The slide cannot be decoded.
     """
     scale_x, scale_y = slide.scale(mpp)
-    mask = segment(slide.thumbnail(mpp), mpp=mpp, method=method)
+    mask = segment(slide.thumbnail(mpp, damage=damage), mpp=mpp, method=method)
     return TissueMask(mask=mask, scale_x=scale_x, scale_y=scale_y, mpp=mpp)
 
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from mil.encoders import Encoder, untrained_encoder
+from tiling.codecs import Raw
 from tiling.output import Output
+from tiling.shards import array_metadata, shard_path, write_shard
 from tiling.store import TileStore, make_array
+from wsi.durable import make_folder, write_file
 
 MakeStore = Callable[..., TileStore]
 
@@ -32,6 +35,9 @@ def make_store(tmp_path: Path) -> MakeStore:
             "stain": stain,
             "tissue": {"method": "Otsu"},
             "min_tissue": 0.25,
+            "quality": {"min_sharpness": None, "drop_pen": False, "max_pen": 0.1},
+            "pixels": {"method": "Raw"},
+            "exact": False,
             "tiles_per_shard": step,
         }
         with store.output.lock():  # makes the work folder
@@ -40,13 +46,13 @@ def make_store(tmp_path: Path) -> MakeStore:
         origins = np.stack([np.arange(count) * 32, np.full(count, 64)], axis=1).astype(np.int32)
         places = make_array(draft, "origins", shape=(count, 2), rows_per_file=count, dtype=np.int32, fill=-1)
         places.write_all(origins)
-        pixels = make_array(
-            draft, "pixels", shape=(count, size, size, 3), rows_per_file=step, dtype=np.uint8, fill=255
-        )
+        pixels = draft.folder / "pixels"
+        make_folder(pixels)
+        shape = (count, size, size, 3)
+        write_file(pixels / "zarr.json", array_metadata(shape, shard_tiles=step, codec=Raw(), fill=255))
         for start in range(0, count, step):
-            rows = slice(start, min(start + step, count))
-            values = rng.integers(0, 256, (rows.stop - rows.start, size, size, 3), np.uint8)
-            draft.finish_part(f"pixels/{start}", [pixels.write(rows, values)])
+            values = rng.integers(0, 256, (min(step, count - start), size, size, 3), np.uint8)
+            write_shard(shard_path(pixels, start // step), map(Raw().encode, values), slots=step)
         draft.publish({"tiles": count})
         return store
 

@@ -32,6 +32,9 @@ FEATURES = FeatureRecipe(
     stain={"method": "Macenko", "light": 240.0},
     tissue={"method": "Otsu"},
     min_tissue=0.25,
+    quality={},
+    pixels={"method": "Raw"},
+    exact=False,
 )
 CLASSES = ("normal", "tumour")
 

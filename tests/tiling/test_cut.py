@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from numpy.typing import NDArray
 
 from tiling.commit import read_commit
-from tiling.cut import CutRecipe, cut_slide
+from tiling.cut import cut_slide
 from tiling.ensure import ensure
 from tiling.grid import TileSpec
 from tiling.output import Output, verify_items
+from tiling.recipe import CutRecipe
 from tiling.store import TileStore
 from tiling.survey import read_mask, read_thumbnail, survey_slide
+from tiling.tiles import TileCutter
 from wsi.errors import DamagedError, NoTissueError, RecipeError, UsageError
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
@@ -97,29 +100,27 @@ def test_a_second_run_does_nothing(slide_path: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_at_the_first_missing_shard(slide_path: Path, tmp_path: Path) -> None:
     whole = cut(slide_path, tmp_path / "whole")
     store = TileStore(Output(tmp_path / "cut"), slide_path.stem)
-    seen: list[int] = []
 
-    def stop_after_two(done: int, total: int) -> None:
-        seen.append(done)
-        if len(seen) == 2:
+    def stop_in_the_third(done: int, total: int) -> None:
+        if done > 2 * RECIPE.shard_tiles:
             raise KeyboardInterrupt
 
     with store.output.lock(), Slide(slide_path) as slide:
         with pytest.raises(KeyboardInterrupt):
-            cut_slide(slide, store, RECIPE, progress=stop_after_two)
+            cut_slide(slide, store, RECIPE, progress=stop_in_the_third)
         assert store.find("tiles") is None
-        reads = []
-        real = Slide.read
+        scanned = []
+        real = TileCutter.scanned
 
-        def counting(self: Slide, x: float, y: float, **keywords: object) -> object:
-            reads.append((x, y))
-            return real(self, x, y, **keywords)  # type: ignore[arg-type]
+        def counting(self: TileCutter, origins: NDArray[np.int32], **keywords: int) -> NDArray[np.uint8]:
+            scanned.append(len(origins))
+            return real(self, origins, **keywords)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Slide, "read", counting)
+            patch.setattr(TileCutter, "scanned", counting)
             cut_slide(slide, store, RECIPE)
     fitting = min(64, len(store))
-    assert len(reads) == fitting + len(store) - 2 * RECIPE.tiles_per_shard
+    assert sum(scanned) == fitting + len(store) - 2 * RECIPE.shard_tiles
     assert tree(store.folder) == tree(whole.folder)
 
 

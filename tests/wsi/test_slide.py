@@ -96,7 +96,7 @@ def test_a_thumbnail_is_the_same_read_in_blocks_or_at_once(
 ) -> None:
     with Slide(pyramid) as slide:
         whole = slide.thumbnail(mpp)
-        monkeypatch.setattr("wsi.slide._BLOCK_PIXELS", 2_000)
+        monkeypatch.setattr("wsi.reader.BLOCK_PIXELS", 2_000)
         blocks = slide.thumbnail(mpp)
     assert whole.shape == (int(np.ceil(1000 * 0.5 / mpp)), int(np.ceil(1500 * 0.5 / mpp)), 3)
     # Half a level-0 pixel, the grain of OpenSlide's positions, shows as up to 4 grey levels on this picture.

@@ -1,0 +1,1 @@
+"""Scripts that measure. They are not installed."""

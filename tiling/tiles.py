@@ -1,0 +1,91 @@
+"""Tiles with their pixels: from the slide, or from the store that has them; the same bytes either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiling.grid import TileSpec
+from tiling.identity import identify
+from tiling.stain import Normalizer, normalizer_from_json
+from tiling.store import TileStore
+from wsi.errors import SlideError, UsageError
+from wsi.slide import Slide
+
+ReadTiles = Callable[[slice], NDArray[np.uint8]]
+"""Gives the tiles ``(k, size, size, 3)`` of a range of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileCutter:
+    """Reads tiles out of an open slide."""
+
+    slide: Slide
+    """Where from."""
+    spec: TileSpec
+    """Size and resolution."""
+    exact: bool
+    """See `wsi.reader`."""
+    normalizer: Normalizer | None
+    """The slide's fitted stain; None leaves colours alone."""
+
+    def scanned(self, origins: NDArray[np.int32], *, threads: int = 1) -> NDArray[np.uint8]:
+        """``(k, size, size, 3)`` with the colours of the scan; `SlideError` where one cannot be decoded."""
+        size = (self.spec.size_px, self.spec.size_px)
+        return self.slide.read_tiles(origins, size=size, mpp=self.spec.mpp, exact=self.exact, threads=threads)
+
+    def normalized(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The same with the reference's colours."""
+        return self.normalizer(tiles) if self.normalizer else tiles
+
+
+def read_on_the_fly(store: TileStore, slide: Slide, *, threads: int = 1) -> ReadTiles:
+    """A reader of a store's tiles out of its slide: the bytes that storing them would have stored.
+
+    Raises
+    ------
+    SlideError
+        It is not the slide that the store was cut from.
+    """
+    commit = store.tiles
+    if asdict(identify(slide.path)) != commit.recipe["slide"]:
+        raise SlideError(
+            f"is not the file that the tiles of {store.slide_id!r} were cut from",
+            path=slide.path,
+            action="Give the same file, or cut it anew with 'microtome tile --overwrite'",
+        )
+    stain = commit.record["stain"]
+    normalizer = normalizer_from_json(stain) if stain else None
+    cutter = TileCutter(slide, store.spec, commit.recipe["exact"], normalizer)
+    origins = store.origins
+
+    def read(rows: slice) -> NDArray[np.uint8]:
+        return cutter.normalized(cutter.scanned(origins[rows], threads=threads))
+
+    return read
+
+
+def tile_reader(store: TileStore, slide: Slide | None = None, *, threads: int = 1) -> ReadTiles:
+    """How a store's tiles are to be had: from it, or, where it holds places only, from the slide.
+
+    Raises
+    ------
+    UsageError
+        It holds places only, and no slide was given.
+    SlideError
+        See `read_on_the_fly`.
+    """
+    if store.has_pixels:
+        return store.read_pixels
+    if slide is None:
+        name = Path(store.record["slide_name"]).name
+        raise UsageError(
+            f"the tiles of slide {store.slide_id!r} were cut without pixels",
+            path=store.output.root,
+            action=f"Say where {name} is, with --slides; or cut it with pixels",
+        )
+    return read_on_the_fly(store, slide, threads=threads)
