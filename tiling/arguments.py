@@ -29,6 +29,9 @@ def add_tiles(parser: ArgumentParser) -> None:
     size.add_argument("--tile-size", dest="size_px", type=int, help="pixels along each side (default 256)")
     size.add_argument("--overlap", dest="overlap_px", type=int, help="pixels neighbours share (default 0)")
     size.add_argument(
+        "--whole-only", action="store_true", help="no tiles over the slide's edge (default: white is added)"
+    )
+    size.add_argument(
         "--exact", action="store_true", help="decode whole and average areas, never at half scale"
     )
     stain = parser.add_argument_group("stain")
@@ -135,7 +138,7 @@ def cut_recipe(arguments: Namespace) -> CutRecipe:
     from tiling.recipe import CutRecipe
 
     try:
-        spec = replace(TileSpec(), **given(arguments, "size_px", "mpp", "overlap_px"))
+        spec = replace(TileSpec(), **given(arguments, "size_px", "mpp", "overlap_px", "whole_only"))
         quality = replace(QualityFilter(), **given(arguments, "min_sharpness", "drop_pen"))
         recipe = CutRecipe(spec=spec, tissue=tissue_method(arguments), quality=quality, exact=arguments.exact)
         recipe = replace(recipe, **given(arguments, "min_tissue"), stain=_stain(arguments, recipe))

@@ -34,6 +34,8 @@ MOST_DAMAGED = 0.05
 """Share of a slide's tiles that may be damaged; beyond it the slide fails."""
 RUN_BYTES = 4 << 20
 """Pixels of neighbouring tiles that one thread cuts at a time."""
+AHEAD = 16
+"""Runs that may be finished before they are written."""
 WORKING_BYTES = 256 << 20
 """Decoded pixels of the slide that all threads together may hold for their tiles."""
 
@@ -97,7 +99,8 @@ class BlockCutter:
         self._check_damage(damaged, done)  # here too: a run that gave up has left its blocks
         with ThreadPoolExecutor(self._threads()) as pool:
             every = (run for block in missing for run in runs[block.start])
-            cut_runs = in_order(pool, self._cut_run, every, ahead=2 * self.workers)
+            # Enough to keep the threads busy while a finished shard is forced to the disk.
+            cut_runs = in_order(pool, self._cut_run, every, ahead=max(2 * self.workers, AHEAD))
             for block in missing:
                 table = self._finish(block, islice(cut_runs, len(runs[block.start])), done, progress)
                 done, damaged = done + len(table), damaged + _damaged(table)

@@ -25,6 +25,8 @@ class TileSpec:
     """Microns per pixel of a tile."""
     overlap_px: int = 0
     """Pixels that neighbours share along each side."""
+    whole_only: bool = False
+    """Leave out tiles that overhang the slide's right or lower edge; else white is added to them."""
 
     def __post_init__(self) -> None:
         if not 8 <= self.size_px <= 2048:
@@ -39,7 +41,8 @@ class TileSpec:
 class TileGrid:
     """A raster of tiles that covers one slide, row by row from the top-left corner.
 
-    The last column and row may overhang the slide by part of a tile; they are padded with white.
+    The last column and row may overhang the slide by part of a tile, unless `TileSpec.whole_only` leaves them
+    out; what lies beyond the slide is white.
 
     Examples
     --------
@@ -78,7 +81,7 @@ def lay_grid(slide_size: tuple[int, int], resolution: Resolution, spec: TileSpec
     Raises
     ------
     UsageError
-        There would be more than `MOST_TILES`.
+        There would be more than `MOST_TILES`, or none, because the slide is smaller than a whole tile.
     """
     per_axis = [
         (
@@ -88,9 +91,14 @@ def lay_grid(slide_size: tuple[int, int], resolution: Resolution, spec: TileSpec
         for slide_mpp in (resolution.x, resolution.y)
     ]
     counts = [
-        _tiles_along(length, tile, stride)
+        _whole_tiles_along(length, tile, stride) if spec.whole_only else _tiles_along(length, tile, stride)
         for length, (tile, stride) in zip(slide_size, per_axis, strict=True)
     ]
+    if 0 in counts:
+        raise UsageError(
+            f"the slide of {slide_size[0]} x {slide_size[1]} px is smaller than a whole tile",
+            action="Leave out --whole-only, or ask for smaller tiles",
+        )
     if counts[0] * counts[1] > MOST_TILES:
         raise UsageError(
             f"the grid would have {counts[0] * counts[1]:,} tiles, {MOST_TILES:,} at most are possible",
@@ -106,3 +114,8 @@ def _tiles_along(length: int, tile: float, stride: float) -> int:
     count = max(1, math.ceil((length - (tile - stride)) / stride - 1e-6))
     # Origins are rounded: the last tile may cover the last fraction of a pixel only, and begin after it.
     return count - 1 if count > 1 and math.floor((count - 1) * stride + 0.5) >= length else count
+
+
+def _whole_tiles_along(length: int, tile: float, stride: float) -> int:
+    """How many tiles lie on `length` pixels; the rounding of an origin is not held against its tile."""
+    return max(0, math.floor((length - tile) / stride + 1e-6) + 1)

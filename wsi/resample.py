@@ -101,5 +101,8 @@ def _bands(start: float, ratio: float, count: int, channels: int) -> list[tuple[
         overlap = np.minimum(here[1:], pixels + 1) - np.maximum(here[:-1], pixels)
         weights = np.clip(overlap, 0, None)
         weights /= weights.sum(axis=0)
-        bands.append((first * channels, np.kron(weights, np.eye(channels)).astype(np.float32)))
+        apart = np.zeros((len(weights), channels, len(here) - 1, channels), np.float32)
+        for channel in range(channels):
+            apart[:, channel, :, channel] = weights
+        bands.append((first * channels, apart.reshape(len(weights) * channels, -1)))
     return bands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,34 @@ def test_every_tile_begins_on_the_slide(size: tuple[int, int], x: float, y: floa
     )
     assert (over[inner] <= 0.5).all()
     assert (over < grid.tile).all()
+
+
+@example(size=(1000, 999), x=0.25, y=0.25, spec=TileSpec(256, 0.25 * 1000 / 768))  # three tiles to the pixel
+@given(size=sizes, x=scanner_mpp, y=scanner_mpp, spec=specs)
+def test_whole_tiles_are_those_that_do_not_overhang(
+    size: tuple[int, int], x: float, y: float, spec: TileSpec
+) -> None:
+    """To half a level-0 pixel, by which origins are rounded; and not one fewer."""
+    assume(all(spec.size_px * spec.mpp / mpp <= px for mpp, px in zip((x, y), size, strict=True)))
+    every = lay_grid(size, scanner(x, y), spec)
+    whole = lay_grid(size, scanner(x, y), replace(spec, whole_only=True))
+    assume(len(every) <= 100_000)
+    assert (whole.tile, whole.stride) == (every.tile, every.stride)
+    exact = [
+        np.arange(n) * stride for n, stride in zip((every.columns, every.rows), every.stride, strict=True)
+    ]
+    fits = [
+        starts + tile <= length + 1e-5 * tile
+        for starts, tile, length in zip(exact, every.tile, size, strict=True)
+    ]
+    inside = (fits[1][:, None] & fits[0]).ravel()
+    assert whole.origins().tolist() == every.origins()[inside].tolist()
+
+
+def test_a_slide_smaller_than_a_whole_tile_is_refused_with_what_to_change() -> None:
+    spec = TileSpec(256, 0.5, whole_only=True)
+    with pytest.raises(UsageError, match=r"500 x 600 px is smaller than a whole tile.*--whole-only"):
+        lay_grid((500, 600), scanner(0.25, 0.25), spec)
 
 
 @given(
