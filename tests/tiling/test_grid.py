@@ -33,16 +33,18 @@ specs = st.builds(
 sizes = st.tuples(st.integers(50, 20_000), st.integers(50, 20_000))
 
 
+@example(size=(2096, 50), x=0.499, y=0.2325, spec=TileSpec(42, 0.3))  # 83 tiles and 0.2 pixels
 @given(size=sizes, x=scanner_mpp, y=scanner_mpp, spec=specs)
 def test_every_point_of_the_slide_lies_in_a_tile_and_every_tile_on_the_slide(
     size: tuple[int, int], x: float, y: float, spec: TileSpec
 ) -> None:
+    """To half a level-0 pixel: a last tile whose rounded origin would lie beyond the slide is left out."""
     grid = lay_grid(size, Resolution(x, y, "override"), spec)
     for axis, count in ((0, grid.columns), (1, grid.rows)):
         starts = np.arange(count) * grid.stride[axis]
         assert starts[0] == 0
         assert starts[-1] < size[axis]
-        assert starts[-1] + grid.tile[axis] >= size[axis] - 1e-3
+        assert starts[-1] + grid.tile[axis] >= size[axis] - 0.5
         if count > 1:  # the last one is needed: without it the slide would not be covered
             assert starts[-2] + grid.tile[axis] < size[axis]
 
@@ -113,7 +115,7 @@ def test_without_overlap_every_point_lies_in_exactly_one_tile(
     grid = lay_grid(size, scanner(x, y), spec)
     assert grid.tile == grid.stride
     for axis in (0, 1):
-        points = np.random.default_rng(seed).uniform(0, size[axis] - 1e-3, 200)
+        points = np.random.default_rng(seed).uniform(0, size[axis] - 0.5, 200)
         assert (covering(grid, axis, points) == 1).all()
 
 
