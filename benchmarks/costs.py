@@ -1,4 +1,9 @@
-"""What work costs: CPU-seconds of all threads, time on the clock, memory; each way in its own process."""
+"""What work costs: CPU-seconds of all threads, time on the clock, memory; each way in its own process.
+
+Machines are shared: what else runs on the processor slows work down, up to twofold, for seconds at a time. So
+ways take turns many times a second, and what counts is all the time that each took for all that it did: the
+same disturbance falls on all of them, and ratios hold where rates do not.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,13 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_THREAD = {
@@ -22,6 +29,8 @@ ONE_THREAD = {
     "TIFFFILE_NUM_THREADS": "1",
 }
 """What keeps libraries from starting threads of their own; threads that wait may count as work."""
+TURN = 0.05
+"""Seconds on the clock of one turn, usually; a unit that was begun is finished."""
 
 # It starts a program and tells what that took. A small process: a program's peak is never below its parent's.
 _LAUNCH = """
@@ -46,7 +55,7 @@ class WayError(Exception):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one unit of work: a tile, or a megapixel."""
+    """Of so many units of work: tiles, or megapixels."""
 
     cpu: float
     """Seconds of all threads together."""
@@ -54,24 +63,131 @@ class Cost:
     """Seconds on the clock."""
     peak: int
     """Most bytes in memory."""
+    units: float = 1.0
 
-    def per(self, units: float) -> Cost:
-        """What one of `units` costs, where all of them cost this."""
-        return Cost(self.cpu / units, self.wall / units, self.peak)
+    def __add__(self, other: Cost) -> Cost:
+        cpu, wall, units = self.cpu + other.cpu, self.wall + other.wall, self.units + other.units
+        return Cost(cpu, wall, max(self.peak, other.peak), units)
 
-    def or_less(self, other: Cost) -> Cost:
-        """The better of two rounds, figure by figure; memory is that of the worse."""
-        return Cost(min(self.cpu, other.cpu), min(self.wall, other.wall), max(self.peak, other.peak))
+    @property
+    def per_cpu(self) -> float:
+        """Units in a CPU-second."""
+        return self.units / self.cpu
+
+    @property
+    def per_second(self) -> float:
+        """Units in a second on the clock."""
+        return self.units / self.wall
 
 
-Way = Callable[[], Cost]
+class Way(Protocol):
+    """Something that can be done for a while. Entering it gets it ready; `WayError` says why it cannot."""
+
+    def __enter__(self) -> Self:
+        """Get ready; this is not measured."""
+
+    def __exit__(self, *_: object) -> None:
+        """Clean up."""
+
+    def turn(self) -> Cost:
+        """Work for one turn."""
 
 
-def timed(work: Callable[[], object]) -> Cost:
-    """Of all of `work`, in this process."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    return Cost(time.process_time() - cpu, time.perf_counter() - wall, peak_memory())
+class Worker:
+    """A way that `benchmarks.worker` goes in a process of its own, unit by unit.
+
+    Parameters
+    ----------
+    kind, request
+        See there.
+    seconds
+        Of one turn: as long as those of the ways that it is compared with.
+    """
+
+    def __init__(self, kind: str, *, seconds: float = TURN, **request: Any) -> None:
+        self._request = {"kind": kind, **request}
+        self._seconds = seconds
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        words = [sys.executable, "-P", "-m", "benchmarks.worker"]
+        self._errors = self._stack.enter_context(tempfile.TemporaryFile("w+"))
+        self._process = self._stack.enter_context(
+            subprocess.Popen(
+                words,
+                env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        )
+        try:
+            self._ask(self._request)
+        except WayError:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def turn(self) -> Cost:
+        """See `Way`."""
+        return Cost(**self._ask(self._seconds))
+
+    def _ask(self, question: object) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        answer = ""
+        try:
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+            while not answer.startswith("{"):  # libraries print too
+                answer = self._process.stdout.readline()
+                if not answer:
+                    raise BrokenPipeError
+        except BrokenPipeError as error:
+            self._errors.seek(0)
+            lines = self._errors.read().strip().splitlines()
+            raise WayError(lines[-1] if lines else "it ended without a word") from error
+        told: dict[str, Any] = json.loads(answer)
+        return told
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A way that goes from its start to its end in every turn."""
+
+    run: Callable[[], Cost]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def turn(self) -> Cost:
+        """See `Way`."""
+        return self.run()
+
+
+def serve(work: Callable[[], Iterator[float]], questions: Iterator[str]) -> None:
+    """The other end of `Worker`: for each line with seconds, work as long, and print what it cost.
+
+    `work` yields the units that it has done, again and again; it is begun anew when it ends.
+    """
+    doing = work()
+    for question in questions:
+        least, units = json.loads(question), 0.0
+        cpu, wall = time.process_time(), time.perf_counter()
+        while time.perf_counter() - wall < least:
+            done = next(doing, None)
+            if done is None:
+                doing = work()
+            else:
+                units += done
+        cost = Cost(time.process_time() - cpu, time.perf_counter() - wall, peak_memory(), units)
+        print(json.dumps(asdict(cost)), flush=True)
 
 
 def peak_memory() -> int:
@@ -84,30 +200,11 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def apart(kind: str, *, variables: Mapping[str, str] = ONE_THREAD, **request: Any) -> dict[str, Any]:
-    """Have `benchmarks.worker` do one piece of work in a process of its own; what it tells.
-
-    Raises
-    ------
-    WayError
-        It failed.
-    """
-    words = [sys.executable, "-P", "-m", "benchmarks.worker"]
-    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
-    request["kind"] = kind
-    done = subprocess.run(
-        words, input=json.dumps(request), env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise WayError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-def launched(words: Sequence[str]) -> Cost:
-    """Of a whole program, from its start to its end."""
+def launched(words: Sequence[str], *, variables: Mapping[str, str] | None = None) -> Cost:
+    """Of a whole program, from its start to its end, as one unit."""
     launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, *words]
-    done = subprocess.run(launch, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **(variables or {})}
+    done = subprocess.run(launch, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise WayError((done.stderr.strip().splitlines() or ["it failed"])[-1])
     return Cost(**json.loads(done.stdout))
@@ -125,24 +222,29 @@ class Measured:
 
 
 def take_turns(ways: Mapping[str, Way], *, seconds: float) -> Measured:
-    """The least that each way cost in any round, so that other work on the machine disturbs all alike.
+    """Let each way work for a short while, again and again; every second round goes backwards.
 
-    Every second round goes backwards. There is one round at least, however long it takes.
+    There is one round at least, however long it takes.
     """
-    end, rounds = time.monotonic() + seconds, 0
-    best: dict[str, Cost] = {}
+    costs: dict[str, Cost] = {}
     failed: dict[str, str] = {}
-    while rounds == 0 or time.monotonic() < end:
-        names = list(ways)[:: 1 if rounds % 2 == 0 else -1]
-        for name in names:
-            if name in failed:
-                continue
+    rounds = 0
+    with ExitStack() as stack:
+        ready: dict[str, Way] = {}
+        for name, way in ways.items():
             try:
-                cost = ways[name]()
+                ready[name] = stack.enter_context(way)
             except WayError as error:
                 failed[name] = str(error)
-                continue
-            best[name] = cost.or_less(best.get(name, cost))
-        rounds += 1
-    whole = {name: best[name] for name in ways if name in best and name not in failed}
-    return Measured(whole, failed, rounds)
+        end = time.monotonic() + seconds
+        while rounds == 0 or time.monotonic() < end:
+            for name in list(ready)[:: 1 if rounds % 2 == 0 else -1]:
+                try:
+                    cost = ready[name].turn()
+                except WayError as error:
+                    failed[name] = str(error)
+                    del ready[name]
+                    continue
+                costs[name] = costs[name] + cost if name in costs else cost
+            rounds += 1
+    return Measured({name: costs[name] for name in ready}, failed, rounds)

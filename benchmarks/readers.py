@@ -35,9 +35,9 @@ class Task:
     source_px: int
     """Level-0 pixels along each side, rounded."""
 
-    def some(self, count: int) -> Task:
-        """The first tiles only."""
-        return replace(self, origins=self.origins[:count])
+    def chosen(self, numbers: list[int]) -> Task:
+        """Those tiles only."""
+        return replace(self, origins=[self.origins[number] for number in numbers])
 
     def averaged(self, pixels: Bytes) -> Bytes:
         """Level-0 pixels of a tile, ``(rows, columns, 3 or more)``, as a tile."""

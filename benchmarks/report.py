@@ -49,12 +49,14 @@ class Report:
         print(f"| way | {unit} per CPU-s | ratio | {unit} per s | ratio | peak, MB |{head}")
         print(f"|---|---|---|---|---|---|{rule}")
         for name, cost in measured.costs.items():
-            ratios = (first.cpu / cost.cpu, first.wall / cost.wall) if first else (math.nan, math.nan)
-            cells = f"{1 / cost.cpu:.1f} | {ratios[0]:.2f} | {1 / cost.wall:.1f} | {ratios[1]:.2f}"
+            ratios = math.nan, math.nan
+            if first:
+                ratios = cost.per_cpu / first.per_cpu, cost.per_second / first.per_second
+            cells = f"{cost.per_cpu:.1f} | {ratios[0]:.2f} | {cost.per_second:.1f} | {ratios[1]:.2f}"
             last = f" {off.get(name, '')} |" if off else ""
             print(f"| {name} | {cells} | {cost.peak / 1e6:.0f} |{last}")
         left_out = "".join(f"\n{name} is left out: {reason}" for name, reason in measured.failed.items())
-        print(f"\nBest of {measured.rounds}.{left_out}", flush=True)
+        print(f"\n{measured.rounds} turns each.{left_out}", flush=True)
 
     def want(self, text: str, found: float, wanted: float) -> None:
         """Hold a ratio against its goal."""

@@ -48,7 +48,7 @@ def drawn_tiles() -> Bytes:
     blobs = rng.random((2, TILES, 32, 32)).repeat(8, 2).repeat(8, 3)
     amounts = np.stack([blobs[0] ** 3 * 2.0, 0.2 + blobs[1] * 0.9]) + rng.random((2, TILES, 256, 256)) * 0.05
     light = 240 * np.exp(-np.tensordot(stains, amounts, 1)) + rng.normal(0, 2, (3, TILES, 256, 256)) - 1
-    return np.moveaxis(np.clip(light, 0, 255), 0, -1).round().astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(np.clip(light, 0, 255), 0, -1).round(), np.uint8)
 
 
 def slide_tiles(path: Path) -> Bytes:

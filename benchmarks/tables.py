@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 
-from benchmarks.costs import ROOT, Cost, Measured, Way, WayError, apart, launched
+from benchmarks.costs import ROOT, TURN, Cost, Measured, WayError, Whole, Worker, launched
 from benchmarks.readers import OPENSLIDE, OURS, PEERS, READERS, Bytes, Task
 from benchmarks.report import Report
 from benchmarks.worker import DECODERS, FLOAT64_STAIN, OUR_STAIN, STAINS, under
@@ -26,6 +25,8 @@ from wsi.tissue import find_tissue
 CHECKED = 16
 """Tiles of which the pixels are compared."""
 STAIN_TILES = 64
+WHOLE_SECONDS = 4.0
+"""About what all of a slide takes."""
 
 USUAL = TileSpec(size_px=256, mpp=0.5)
 
@@ -55,10 +56,10 @@ class Bench:
         first = (len(origins) - count) // 2
         return Task(str(path), origins[first : first + count], spec.size_px, spec.mpp, source)
 
-    def way(self, name: str, task: Task) -> Way:
-        """One of the readers."""
-        file = str(self._kept(name))
-        return lambda: Cost(**apart("read", name=name, task=asdict(task), keep=checked(task), kept=file))
+    def way(self, name: str, task: Task, *, unit: float = 1, seconds: float = TURN) -> Worker:
+        """One of the readers; a tile counts as `unit`."""
+        work = {"name": name, "task": asdict(task), "keep": checked(task), "kept": str(self._kept(name))}
+        return Worker("read", seconds=seconds, unit=unit, **work)
 
     def off(self, task: Task, names: list[str]) -> dict[str, str]:
         """Mean absolute grey levels between what each way read and the truth."""
@@ -114,7 +115,7 @@ def reading_goals(report: Report, path: Path, measured: Measured) -> None:
     report.want(f"256 px at 0.5 µm, against OpenSlide: {path.name}", ratio(costs[OPENSLIDE], costs[OURS]), 7)
     others = {name: cost for name, cost in costs.items() if name in PEERS and name != OPENSLIDE}
     if others:
-        best = min(others, key=lambda name: others[name].cpu)
+        best = max(others, key=lambda name: others[name].per_cpu)
         text = f"the same, against the fastest peer ({best}): {path.name}"
         report.want(text, ratio(others[best], costs[OURS]), 1 if tile == 256 else 2)
 
@@ -133,12 +134,11 @@ def decode_table(bench: Bench, path: Path) -> None:
         megapixels = len(under(task, slide.size, edge)) * edge**2 / 1e6
     half = abs(task.mpp / mpp - 2) < 0.01  # else tiles are decoded whole
 
-    def bare(name: str, reduce: int) -> Way:
-        return lambda: Cost(**apart("decode", name=name, reduce=reduce, task=asdict(task)))
+    def bare(name: str, reduce: int) -> Worker:
+        return Worker("decode", name=name, reduce=reduce, task=asdict(task))
 
-    def ours(task: Task) -> Way:
-        way = bench.way(OURS, task)
-        return lambda: way().per(megapixels / len(task.origins))
+    def ours(task: Task) -> Worker:
+        return bench.way(OURS, task, unit=megapixels / len(task.origins))
 
     ways = {f"{name}, 1/{reduce}": bare(name, reduce) for name in DECODERS for reduce in (1, 2)}
     rows = {1: f"{OURS} at native resolution"}
@@ -150,7 +150,7 @@ def decode_table(bench: Bench, path: Path) -> None:
     for reduce in (1, 2):
         found = [cost for name, cost in measured.costs.items() if name.endswith(f", 1/{reduce}")]
         if found and rows.get(reduce) in measured.costs:
-            fastest = min(found, key=lambda cost: cost.cpu)
+            fastest = max(found, key=lambda cost: cost.per_cpu)
             text = f"share of bare libjpeg-turbo's rate at 1/{reduce}: {path.name}"
             bench.report.want(text, ratio(fastest, measured.costs[rows[reduce]]), 0.85)
 
@@ -162,43 +162,34 @@ def stain_table(bench: Bench, path: Path) -> None:
         chosen = np.array(origins[:: max(1, len(origins) // STAIN_TILES)])
         np.save(file, slide.read_tiles(chosen, size=size, mpp=USUAL.mpp))
 
-    def way(name: str) -> Way:
-        return lambda: Cost(**apart("stain", name=name, tiles=str(file)))
-
     title = f"Stain normalisation (Macenko): {len(chosen)} tiles of {path.name}"
-    measured = bench.report.take_turns(title, {name: way(name) for name in STAINS})
+    measured = bench.report.take_turns(
+        title, {name: Worker("stain", name=name, tiles=str(file)) for name in STAINS}
+    )
     bench.report.table("MP", measured, base=FLOAT64_STAIN)
     if OUR_STAIN in measured.costs:
-        bench.report.want("Macenko, MP per CPU-second", 1 / measured.costs[OUR_STAIN].cpu, 200)
+        bench.report.want("Macenko, MP per CPU-second", measured.costs[OUR_STAIN].per_cpu, 200)
 
 
 def whole_table(bench: Bench, path: Path) -> None:
     """From the slide to a committed store: as a user starts it, and without Python's start and imports."""
-    tile = [sys.executable, str(ROOT / "cli.py"), "tile"]
-    said = subprocess.run([*tile, "--help"], capture_output=True, text=True, check=True).stdout
-    option = next((word for word in ("--threads", "--workers") if word in said), None)
+    tile = [sys.executable, str(ROOT / "cli.py"), "tile", str(path), "--quiet"]
 
-    def command(threads: int) -> Way:
+    def command(threads: int) -> Whole:
         def run() -> Cost:
-            if option is None:
-                raise WayError("the command has no option for threads")
             with tempfile.TemporaryDirectory() as out:
-                cost = launched([*tile, str(path), "-o", out, "--quiet", option, str(threads)])
+                cost = launched([*tile, "-o", out, "--workers", str(threads)])
                 output = Output(Path(out))
-                return cost.per(len(TileStore(output, output.slide_ids()[0])))
+                return replace(cost, units=len(TileStore(output, output.slide_ids()[0])))
 
-        return run
+        return Whole(run)
 
-    def library(threads: int) -> Way:
-        def run() -> Cost:
-            with tempfile.TemporaryDirectory() as out:
-                return Cost(**apart("cut", variables={}, path=str(path), out=out, threads=threads))
-
-        return run
+    def library(threads: int) -> Worker:
+        return Worker("cut", path=str(path), out=str(bench.folder / f"cut-{threads}"), threads=threads)
 
     whole, imported = "**`microtome tile`**, {}", "the same without start and imports, {}"
     ways = {
-        f"{OPENSLIDE}, reading alone": bench.way(OPENSLIDE, bench.task(path)),
+        f"{OPENSLIDE}, reading alone": bench.way(OPENSLIDE, bench.task(path), seconds=WHOLE_SECONDS),
         whole.format("1 thread"): command(1),
         whole.format("2 threads"): command(2),
         imported.format("1 thread"): library(1),
@@ -213,12 +204,14 @@ def whole_table(bench: Bench, path: Path) -> None:
             found = ratio(measured.costs[base], one)
             bench.report.want(f"{said} against OpenSlide reading: {path.name}", found, 4)
         if one and two:
-            bench.report.want(f"{said}, two threads on the clock: {path.name}", one.wall / two.wall, 1.7)
+            bench.report.want(
+                f"{said}, two threads on the clock: {path.name}", two.per_second / one.per_second, 1.7
+            )
 
 
 def ratio(theirs: Cost, ours: Cost) -> float:
     """How many times as fast ours is, per CPU-second."""
-    return theirs.cpu / ours.cpu
+    return ours.per_cpu / theirs.per_cpu
 
 
 def tile_edge(path: Path) -> int:

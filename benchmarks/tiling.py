@@ -5,8 +5,8 @@
     python benchmarks/tiling.py --only reading --seconds 20 --keep drawn
 
 Prints Markdown. Slides of 40,000 x 30,000 px are drawn, tiled 240 and 256, with the texture of a real one
-where it is given. Ways take turns, each in a process of its own, and the best round of each counts, so that
-other work on the machine disturbs all of them alike. A last column says how far a way's pixels are from
+where it is given. Ways take turns, each in a process of its own, many times a second, so that other work on
+the machine disturbs all of them alike. A last column says how far a way's pixels are from
 OpenSlide's, averaged in float64 over exactly the tile's footprint: mean absolute grey levels.
 """
 

@@ -1,4 +1,4 @@
-"""One piece of work in a process of its own, asked for by `benchmarks.costs.apart`.
+"""One piece of work in a process of its own, asked for by `benchmarks.costs.Worker`.
 
 Libraries are imported and warmed up before the clock starts; opening the slide counts.
 """
@@ -8,50 +8,48 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import json
+import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from benchmarks.costs import Cost, timed
+from benchmarks.costs import serve
 from benchmarks.readers import READERS, Bytes, Task
 
-LEAST_CPU = 0.5
-"""Seconds of CPU that short work is repeated for."""
-
-Told = dict[str, Any]
+Work = Callable[[], Iterator[float]]
+"""Does it once, and yields how much of it was done: tiles, or megapixels."""
 
 
-def read(name: str, task: Told, keep: list[int], kept: str) -> Told:
-    """Read the tiles; a few of those that the clock saw are left in the file `kept`."""
+def read(name: str, task: dict[str, Any], keep: list[int], kept: str, unit: float) -> Work:
+    """Read the tiles, each worth `unit`; those of the numbers `keep` are left in the file `kept`."""
     todo, reader = Task(**task), READERS[name].read
-    assert len(list(reader(todo.some(2)))) == len(todo.some(2).origins)
-    wanted, found, count = set(keep), [], 0
-
-    def work() -> None:
-        nonlocal count
-        for number, tile in enumerate(reader(todo)):
-            count += 1
-            if number in wanted:
-                found.append(np.array(tile))
-
-    cost = timed(work)
-    assert count == len(todo.origins), f"{count} tiles came for {len(todo.origins)}"
+    found = [np.array(tile) for tile in reader(todo.chosen(keep))]
+    assert len(found) == len(keep), f"{len(found)} tiles came for {len(keep)}"
     np.save(kept, np.stack(found))
-    return asdict(cost.per(count))
+
+    def work() -> Iterator[float]:
+        for _ in reader(todo):
+            yield unit
+
+    return work
 
 
-def decode(name: str, reduce: int, task: Told) -> Told:
-    """Decode the JPEG tiles under the task's tiles, which are in memory; seconds per source megapixel."""
+def decode(name: str, reduce: int, task: dict[str, Any]) -> Work:
+    """Decode the JPEG tiles under the task's tiles, which are in memory, to megapixels of the slide."""
     streams, edge = compressed(Task(**task))
     decoder = DECODERS[name](edge, reduce)
     decoder(streams[0])
-    cost = repeated(lambda: [decoder(stream) for stream in streams])
-    return asdict(cost.per(len(streams) * edge**2 / 1e6))
+
+    def work() -> Iterator[float]:
+        for stream in streams:
+            decoder(stream)
+            yield edge**2 / 1e6
+
+    return work
 
 
 def compressed(task: Task) -> tuple[list[bytes], int]:
@@ -115,28 +113,37 @@ def turbojpeg_decoder(edge: int, reduce: int) -> Decoder:
 DECODERS = {"simplejpeg": simplejpeg_decoder, "libturbojpeg (ctypes)": turbojpeg_decoder}
 
 
-def stain(name: str, tiles: str) -> Told:
-    """Normalise tiles from a file; seconds per megapixel."""
+def stain(name: str, tiles: str) -> Work:
+    """Normalise tiles from a file, megapixel by megapixel."""
     pixels: Bytes = np.load(tiles)
-    work = STAINS[name](pixels)
-    work()
-    return asdict(repeated(work).per(pixels[..., 0].size / 1e6))
+    normalize = STAINS[name](pixels)
+    normalize(pixels[0])
+
+    def work() -> Iterator[float]:
+        for tile in pixels:
+            normalize(tile)
+            yield tile[..., 0].size / 1e6
+
+    return work
 
 
-def own_stain(tiles: Bytes) -> Callable[[], object]:
+Normalize = Callable[[Bytes], object]
+
+
+def own_stain(tiles: Bytes) -> Normalize:
     from tiling.stain import Macenko
 
     normalizer = Macenko().fit(tiles.reshape(-1, 3))
     difference = np.abs(normalizer(tiles).astype(int) - in_float64(normalizer, tiles))
     assert difference.max() <= 1, "not the same normalisation"
-    return lambda: normalizer(tiles)
+    return normalizer
 
 
-def float64_stain(tiles: Bytes) -> Callable[[], object]:
+def float64_stain(tiles: Bytes) -> Normalize:
     from tiling.stain import Macenko
 
     normalizer = Macenko().fit(tiles.reshape(-1, 3))
-    return lambda: in_float64(normalizer, tiles)
+    return lambda tile: in_float64(normalizer, tile[None])
 
 
 def in_float64(normalizer: Any, tiles: Bytes) -> Bytes:
@@ -153,11 +160,11 @@ def in_float64(normalizer: Any, tiles: Bytes) -> Bytes:
     return done
 
 
-def torchstain(tiles: Bytes) -> Callable[[], object]:
+def torchstain(tiles: Bytes) -> Normalize:
     from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
 
     theirs = NumpyMacenkoNormalizer()
-    return lambda: [theirs.normalize(tile, stains=False) for tile in tiles]
+    return lambda tile: theirs.normalize(tile, stains=False)
 
 
 FLOAT64_STAIN = "float64 NumPy, fitted once"
@@ -169,43 +176,34 @@ STAINS = {
 }
 
 
-def cut(path: str, out: str, threads: int) -> Told:
-    """All of a slide, without the imports; seconds per tile."""
+def cut(path: str, out: str, threads: int) -> Work:
+    """All of a slide in one go, to the tiles that came of it; removing the last result counts too."""
     from tiling.cut import cut_slide
     from tiling.output import Output
     from tiling.recipe import CutRecipe
     from tiling.store import TileStore
     from wsi.slide import Slide
 
-    output = Output(Path(out))
-    with output.lock():
+    def work() -> Iterator[float]:
+        shutil.rmtree(out, ignore_errors=True)
+        output = Output(Path(out))
+        with output.lock(), Slide(path) as slide:
+            store = TileStore(output, "slide")
+            cut_slide(slide, store, CutRecipe(), workers=threads)
+            yield len(store)
 
-        def work() -> None:
-            with Slide(path) as slide:
-                cut_slide(slide, TileStore(output, "slide"), CutRecipe(), workers=threads)
-
-        cost = timed(work)
-        return asdict(cost.per(len(TileStore(output, "slide"))))
-
-
-def repeated(work: Callable[[], object]) -> Cost:
-    """Of one repetition of short work."""
-    times = 0
-    total = Cost(0, 0, 0)
-    while total.cpu < LEAST_CPU:
-        cost = timed(work)
-        total, times = Cost(total.cpu + cost.cpu, total.wall + cost.wall, cost.peak), times + 1
-    return total.per(times)
+    return work
 
 
-WORK: dict[str, Callable[..., Told]] = {"read": read, "decode": decode, "stain": stain, "cut": cut}
+WORK: dict[str, Callable[..., Work]] = {"read": read, "decode": decode, "stain": stain, "cut": cut}
 
 
 def main() -> None:
     cv2.setNumThreads(1)
-    request = json.load(sys.stdin)
-    told = WORK[request.pop("kind")](**request)
-    print(json.dumps(told))
+    request = json.loads(sys.stdin.readline())
+    work = WORK[request.pop("kind")](**request)
+    print("{}", flush=True)  # ready
+    serve(work, sys.stdin)
 
 
 if __name__ == "__main__":

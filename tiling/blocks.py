@@ -11,6 +11,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -97,10 +98,15 @@ class BlockCutter:
         done = count - sum(block.stop - block.start for block in missing)
         damaged = sum(_damaged(np.load(self._found(block))) for block in blocks if block not in missing)
         self._check_damage(damaged, done)  # here too: a run that gave up has left its blocks
-        with ThreadPoolExecutor(self._threads()) as pool:
-            every = (run for block in missing for run in runs[block.start])
+        every = (run for block in missing for run in runs[block.start])
+        threads = self._threads()
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
             # Enough to keep the threads busy while a finished shard is forced to the disk.
-            cut_runs = in_order(pool, self._cut_run, every, ahead=max(2 * self.workers, AHEAD))
+            cut_runs = (
+                in_order(pool, self._cut_run, every, ahead=max(2 * threads, AHEAD))
+                if pool
+                else map(self._cut_run, every)  # one thread is this one
+            )
             for block in missing:
                 table = self._finish(block, islice(cut_runs, len(runs[block.start])), done, progress)
                 done, damaged = done + len(table), damaged + _damaged(table)

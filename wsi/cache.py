@@ -50,16 +50,20 @@ class TileCache:
         return tile
 
     def _make(self, key: Hashable, make: Callable[[], Tile], mine: Lock) -> Tile:
+        tile = None
         try:
             tile = make()
-            with self._lock:
-                self._tiles[key] = tile
-                self._held += tile.nbytes
-                while self._held > self.limit and len(self._tiles) > 1:
-                    oldest = next(iter(self._tiles))
-                    self._held -= self._tiles.pop(oldest).nbytes
         finally:
             with self._lock:
+                if tile is not None:
+                    self._keep(key, tile)
                 del self._coming[key]
             mine.release()
         return tile
+
+    def _keep(self, key: Hashable, tile: Tile) -> None:
+        self._tiles[key] = tile
+        self._held += tile.nbytes
+        while self._held > self.limit and len(self._tiles) > 1:
+            oldest = next(iter(self._tiles))
+            self._held -= self._tiles.pop(oldest).nbytes

@@ -46,6 +46,18 @@ class Plane:
     """Its own size and level-0 pixels per pixel."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What tiles of one size and scale are cut from."""
+
+    whole: Plane
+    """The level, decoded whole."""
+    scale: Pair
+    """Level-0 pixels per pixel, made even where that is as good."""
+    half: Plane | None
+    """The level at half scale, for those tiles that begin on one of its pixels; None where it will not do."""
+
+
 class Reader:
     """Reads what `Slide` asks for, from one open file. Safe for threads.
 
@@ -63,6 +75,7 @@ class Reader:
         self._path, self._backend = path, backend
         self._is_tiff = is_tiff
         self._direct: DirectReader | None = None
+        self._choices: dict[tuple[tuple[int, int], Pair, bool], _Choice] = {}
         self._lock = Lock()
 
     def close(self) -> None:
@@ -155,25 +168,32 @@ class Reader:
         self, x: float, y: float, size: tuple[int, int], scale: Pair, *, exact: bool
     ) -> tuple[Plane, Pair]:
         """The plane that a tile is cut from, and the scale, made even where it is as good as even."""
+        choice = self._choices.get((size, scale, exact))
+        if choice is None:
+            choice = self._choices[size, scale, exact] = self._choose(size, scale, exact=exact)
+        if (half := choice.half) is not None:
+            here, (across, down) = half.size, choice.scale
+            left, top = x / here.downsample_x, y / here.downsample_y
+            right = left + size[0] * across / here.downsample_x
+            bottom = top + size[1] * down / here.downsample_y
+            begins = abs(left - round(left)) < 1e-6 and abs(top - round(top)) < 1e-6
+            if begins and left >= 0 and top >= 0 and right <= here.width and bottom <= here.height:
+                return half, choice.scale
+        return choice.whole, choice.scale
+
+    def _choose(self, size: tuple[int, int], scale: Pair, *, exact: bool) -> _Choice:
         level = self._level_for(scale)
         whole = self._plane(level)
         ratios = scale[0] / whole.size.downsample_x, scale[1] / whole.size.downsample_y
         steps = round(ratios[0]), round(ratios[1])
         drifts = [abs(r - n) * count for r, n, count in zip(ratios, steps, size, strict=True)]
         if max(drifts) > DRIFT or min(steps) < 1:
-            return whole, scale
+            return _Choice(whole, scale, None)
         snapped = steps[0] * whole.size.downsample_x, steps[1] * whole.size.downsample_y
-        if exact or steps[0] % 2 or steps[1] % 2:
-            return whole, snapped
-        half = self._plane(level, 2)
-        left, top = x / half.size.downsample_x, y / half.size.downsample_y
-        right, bottom = left + size[0] * steps[0] / 2, top + size[1] * steps[1] / 2
-        begins = abs(left - round(left)) < 1e-6 and abs(top - round(top)) < 1e-6
-        inside = left >= 0 and top >= 0 and right <= half.size.width and bottom <= half.size.height
         # JPEG 2000 at half scale lies half a pixel off: the direct reader offers it for previews only.
-        if begins and inside and self._offers(level, 2, is_preview=False):
-            return half, snapped
-        return whole, snapped
+        if exact or steps[0] % 2 or steps[1] % 2 or not self._offers(level, 2, is_preview=False):
+            return _Choice(whole, snapped, None)
+        return _Choice(whole, snapped, self._plane(level, 2))
 
     def _plane_of_preview(self, scale: Pair) -> Plane:
         level = self._level_for(scale)

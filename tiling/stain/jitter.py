@@ -50,7 +50,7 @@ class HedJitter:
         """
         unmix = np.linalg.inv(np.array(HED).T)
         table = density_table(LIGHT).astype(np.float32)
-        result = np.empty_like(tile)
+        result = np.empty(tile.shape, np.uint8)
         for source, target in zip(images(tile), images(result), strict=True):
             factor = 1 + rng.uniform(-self.sigma, self.sigma, 3)
             shift = rng.uniform(-self.bias, self.bias, 3)

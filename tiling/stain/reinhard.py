@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tiling.stain.contract import StainError, Tiles, Vector
 from tiling.stain.density import stain_plane, take_sample
-from tiling.stain.unmix import images, vector
+from tiling.stain.unmix import strips, vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,10 @@ class ReinhardNormalizer:
         matrix[:, :3] = np.diag(gain)
         matrix[:, 3] = np.array(target.mean) - gain * np.array(self.mean)
         table = _linear_light()
-        result = np.empty_like(tiles)
-        # Tile by tile, so that the float32 copies stay in the cache.
-        for source, out in zip(images(tiles), images(result), strict=True):
+        result = np.empty(tiles.shape, np.uint8)
+        for source, out in strips(tiles, result):
             lab = cv2.transform(cv2.cvtColor(cv2.LUT(source, table), cv2.COLOR_LRGB2Lab), matrix)
-            out[...] = cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255.0)
+            cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), dst=out, alpha=255.0)
         return result
 
     def as_target(self) -> ColourTarget:

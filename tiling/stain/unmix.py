@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -20,6 +20,9 @@ REFERENCE_STAINS: Stains = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 """Optical density (R, G, B) of unit haematoxylin and eosin: the target that Macenko's authors publish."""
 REFERENCE_MAXIMA = (1.9705, 1.0308)
 """Their concentrations (99th percentile) on the same target."""
+
+_STRIP_PIXELS = 1 << 14
+"""196 kB of float32 colours: three such are less than a core's cache."""
 
 MIN_ANGLE_DEGREES = 5.0
 """Stains closer than this are one stain and noise; the reference pair is 22 degrees apart."""
@@ -94,7 +97,7 @@ def concentrations(tiles: Tiles, stains: Stains, *, light: float) -> NDArray[np.
     """``(..., rows, columns, 2)`` float32: haematoxylin and eosin of each pixel, see `amounts`."""
     table = density_table(light).astype(np.float32)
     result = np.empty((*tiles.shape[:-1], 2), np.float32)
-    for source, target in zip(images(tiles), images(result), strict=True):
+    for source, target in strips(tiles, result):
         target[...] = amounts(cv2.LUT(source, table), stains)[..., :2]
     return result
 
@@ -120,6 +123,14 @@ def amounts(density: Any, stains: Stains) -> NDArray[np.float32]:
 def images(tiles: NDArray[Scalar]) -> NDArray[Scalar]:
     """View ``(..., rows, columns, channels)`` as ``(n, rows, columns, channels)``."""
     return tiles.reshape(-1, *tiles.shape[-3:])
+
+
+def strips(tiles: Tiles, result: NDArray[Scalar]) -> Iterator[tuple[Tiles, NDArray[Scalar]]]:
+    """Some rows of each tile and of its result at a time: what is computed from them stays in the cache."""
+    rows = max(1, _STRIP_PIXELS // max(1, tiles.shape[-2]))
+    for source, target in zip(images(tiles), images(result), strict=True):
+        for top in range(0, len(source), rows):
+            yield source[top : top + rows], target[top : top + rows]
 
 
 def vector(values: Any) -> Vector:

@@ -18,11 +18,11 @@ from tiling.stain.unmix import (
     StainTarget,
     amounts,
     concentrations,
-    images,
     maxima_of,
     mixing,
     pair,
     require_two_stains,
+    strips,
     target_from_json,
     vector,
 )
@@ -57,11 +57,11 @@ class VahadaneNormalizer:
         mix = np.zeros((3, 3), np.float32)
         mix[:, :2] = -mixing(self.target, self.maxima)
         densities = density_table(self.light).astype(np.float32)
-        result = np.empty_like(tiles)
-        for source, target in zip(images(tiles), images(result), strict=True):
+        result = np.empty(tiles.shape, np.uint8)
+        for source, target in strips(tiles, result):
             mixed = cv2.transform(amounts(cv2.LUT(source, densities), self.stains), mix)
-            intensity = cv2.exp(mixed)
-            target[...] = cv2.convertScaleAbs(intensity, alpha=self.light)  # rounds and saturates
+            cv2.exp(mixed, dst=mixed)
+            cv2.convertScaleAbs(mixed, dst=target, alpha=self.light)  # rounds and saturates
         return result
 
     def concentrations(self, tiles: Tiles) -> NDArray[np.float32]:
