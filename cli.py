@@ -30,7 +30,7 @@ from tiling.arguments import (
 )
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
 from wsi.errors import MicrotomeError
-from wsi.messages import messages, printable
+from wsi.messages import messages, on_a_terminal
 
 if TYPE_CHECKING:
     from mil.checkpoint import Model
@@ -272,7 +272,7 @@ def _batch(arguments: Arguments, model: Model | None = None) -> Batch:
 
 
 def _complain(text: str) -> None:
-    print(f"ERROR {printable(text)}", file=sys.stderr, flush=True)
+    print(f"ERROR {on_a_terminal(text)}", file=sys.stderr, flush=True)
 
 
 # Arguments ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import tifffile
 
 import cli
 from mil.training import TrainingRecipe
+from tiling.arguments import cut_recipe
 from tiling.grid import TileSpec
 from tiling.recipe import CutRecipe
 from wsi.synthetic import write_slide
@@ -191,6 +192,47 @@ def test_a_slide_without_tissue_is_no_failure(tmp_path: Path, capsys: pytest.Cap
     assert "white.tiff" in out
 
 
+NARROWER = (["--min-sharpness", "1e9"], ["--min-tissue", "1", "--tile-size", "999"])
+
+
+@pytest.mark.parametrize("narrower", NARROWER)
+def test_tiles_that_are_replaced_by_none_stay_and_that_is_a_failure(
+    tmp_path: Path, slide: Path, narrower: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, words = tmp_path / "out", ["--mpp", "1", "--tile-size", "64"]
+    assert run(capsys, "tile", slide, "-o", out, *words)[0] == 0
+    code, _, err = run(capsys, "tile", slide, "-o", out, *words, *narrower)
+    assert (code, "--overwrite" in err) == (2, True)
+    code, _, err = run(capsys, "tile", slide, "-o", out, *words, *narrower, "--overwrite")
+    assert (code, "'good' has were not replaced" in err) == (2, True), err
+    assert run(capsys, "tile", slide, "-o", out, *words)[0] == 0  # as they were
+    assert run(capsys, "verify", out)[0] == 0
+    code, said, _ = run(capsys, "tile", slide, "-o", tmp_path / "new", *words, *narrower)
+    assert (code, "status: no tiles" in said) == (0, True)
+
+
+def test_a_reference_that_cannot_be_one_is_a_wrong_setting(
+    tmp_path: Path, slide: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    white = tmp_path / "white.tiff"
+    blank = np.full((512, 512, 3), 244, np.uint8)
+    mpp = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(white, blank, tile=(256, 256), photometric="rgb", **mpp)
+    for reference in (tmp_path / "nope.svs", tmp_path, white):
+        code, _, err = run(capsys, "tile", slide, "-o", tmp_path / "out", "--stain-reference", reference)
+        assert (code, "cannot be the stain's reference" in err) == (2, True), err
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_is_overridden_is_not_the_reference_s_own_resolution(tmp_path: Path, slide: Path) -> None:
+    parser = cli.build_parser()
+    words = ["tile", str(slide), "-o", "x", "--mpp", "1", "--stain-reference", str(slide)]
+    stated, other = (
+        cut_recipe(parser.parse_args([*words, *more])) for more in ([], ["--mpp-override", "0.25"])
+    )
+    assert stated.stain == other.stain != CutRecipe().stain
+
+
 def test_up_sampling_is_refused_with_the_figure_to_ask_for(
     tmp_path: Path, slide: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +248,7 @@ def test_up_sampling_is_refused_with_the_figure_to_ask_for(
         (["--tile-size", "1"], "tile size is 1 px"),
         (["--overlap", "999"], "overlap is 999 px"),
         (["--min-tissue", "0"], "min_tissue is 0"),
+        *((["--pixels", wrong], "--pixels is") for wrong in ("", "jpeg:", "jpeg:²", "zstd:3", "png")),
     ],
 )
 def test_wrong_settings_start_nothing(
@@ -282,6 +325,19 @@ def test_an_impossible_name_costs_that_slide_only(
     assert code == 1
     assert "cannot be a slide id" in err
     assert sorted(p.name for p in (tmp_path / "out" / "slides").iterdir()) == ["fine", "it's <b> & $(so)"]
+
+
+def test_a_name_cannot_command_the_terminal(
+    tmp_path: Path, slide: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good.svs", "a\x1b[31mred.svs", "b\nERROR forged.svs", "c\x9b.svs"):
+        (tmp_path / name).write_bytes(slide.read_bytes()[: None if name == "good.svs" else 1000])
+    for words in (["info", tmp_path], ["tile", tmp_path, "-o", tmp_path / "out", "--mpp", "1"]):
+        code, out, err = run(capsys, *words)
+        assert code == 1
+        assert "\\x1b[31mred" in err
+        assert not any(line.startswith("ERROR forged") for line in err.splitlines())
+        assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
 def test_a_reader_that_goes_away_is_no_error_of_ours(tmp_path: Path, slide: Path) -> None:

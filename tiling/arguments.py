@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi.arguments import add_method, open_slide, tissue_method
-from wsi.errors import UsageError
+from wsi.errors import MicrotomeError, UsageError
 
 if TYPE_CHECKING:
     from tiling.codecs import TileCodec
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tiling.recipe import CutRecipe
     from tiling.selection import SelectionFiles
     from tiling.stain import StainMethod
+    from wsi.slide import Slide
 
 MOST_WORKERS = 8
 """More threads than this on one slide wait for one another."""
@@ -49,7 +50,7 @@ def add_tiles(parser: ArgumentParser) -> None:
     choice.add_argument(
         "--min-sharpness", type=float, help="drop tiles less sharp than this (docs/quality.md; default: none)"
     )
-    choice.add_argument("--drop-pen", action="store_true", help="drop tiles with a tenth or more under ink")
+    choice.add_argument("--drop-pen", action="store_true", help="drop tiles with more than a tenth under ink")
     add_pixels(parser)
     add_regions(parser)
 
@@ -60,7 +61,7 @@ def add_pixels(parser: ArgumentParser) -> None:
     group.add_argument(
         "--pixels",
         metavar="raw|zstd|jpeg|jpeg:QUALITY",
-        help="how pixels are stored (default raw; zstd saves an eighth, jpeg:90 five sixths at a loss)",
+        help="how pixels are stored (default raw; zstd saves about a quarter, jpeg:90 five sixths at a loss)",
     )
     add_no_pixels(group)
 
@@ -70,7 +71,7 @@ def add_no_pixels(parser: Any) -> None:
     parser.add_argument(
         "--no-pixels",
         action="store_true",
-        help="store places only, and read pixels from the slide when needed",
+        help="keep the same tiles without their pixels, which are read from the slide when needed",
     )
 
 
@@ -107,6 +108,12 @@ def add_foreign(parser: ArgumentParser) -> None:
     parser.add_argument("--encoder", help="what to call the features, if the files do not say")
     parser.add_argument("--tile-size", dest="size_px", type=int, help="nominal pixels of a tile")
     parser.add_argument("--mpp", type=float, help="nominal microns per pixel: with both, slides pool")
+    parser.add_argument(
+        "--overlap",
+        dest="overlap_px",
+        type=int,
+        help="pixels neighbours share, where files do not say (CLAM)",
+    )
 
 
 def nominal_spec(arguments: Namespace) -> TileSpec | None:
@@ -115,8 +122,11 @@ def nominal_spec(arguments: Namespace) -> TileSpec | None:
 
     if (arguments.size_px is None) != (arguments.mpp is None):
         raise UsageError("--tile-size and --mpp belong together", action="Give both or neither")
+    if arguments.mpp is None and arguments.overlap_px is not None:
+        raise UsageError("--overlap is pixels of a nominal tile", action="Give --tile-size and --mpp too")
     try:
-        return TileSpec(arguments.size_px, arguments.mpp) if arguments.mpp is not None else None
+        spec = None if arguments.mpp is None else TileSpec(arguments.size_px, arguments.mpp)
+        return replace(spec, overlap_px=arguments.overlap_px) if spec and arguments.overlap_px else spec
     except ValueError as error:
         raise UsageError(str(error), action="See 'microtome import --help'") from error
 
@@ -153,7 +163,8 @@ def with_pixels(recipe: CutRecipe, arguments: Namespace) -> CutRecipe:
     """The recipe with pixels stored as `add_pixels` says."""
     if arguments.no_pixels:
         return replace(recipe, pixels=None)
-    return replace(recipe, pixels=_codec(arguments.pixels)) if getattr(arguments, "pixels", None) else recipe
+    text = getattr(arguments, "pixels", None)  # `run` has no such option
+    return recipe if text is None else replace(recipe, pixels=_codec(text))
 
 
 def selection_files(arguments: Namespace) -> SelectionFiles:
@@ -185,15 +196,32 @@ def _stain(arguments: Namespace, recipe: CutRecipe) -> StainMethod | None:
     method = METHODS[arguments.stain]() if arguments.stain else recipe.stain
     if arguments.stain_reference is None or method is None:
         return method
-    with open_slide(arguments.stain_reference, arguments) as slide:
-        return aim_at(method, slide, spec=recipe.spec, tissue=recipe.tissue)
+    try:
+        with _open_reference(arguments) as slide:
+            return aim_at(method, slide, spec=recipe.spec, tissue=recipe.tissue, exact=recipe.exact)
+    except MicrotomeError as error:  # nothing was started
+        raise UsageError(
+            f"cannot be the stain's reference: {error.reason}", path=error.path, action=error.action
+        ) from error
+
+
+def _open_reference(arguments: Namespace) -> Slide:
+    """The stain's reference, at the resolution that it states; what is overridden is that of the others."""
+    from wsi.slide import Slide
+
+    slide = Slide(arguments.stain_reference, trust_objective=arguments.trust_objective)
+    if slide.resolution is not None or arguments.mpp_override is None:
+        return slide
+    slide.close()
+    return open_slide(arguments.stain_reference, arguments)
 
 
 def _codec(text: str) -> TileCodec:
     from tiling.codecs import Jpeg, Raw, Zstd
 
-    name, _, quality = text.partition(":")
+    name, colon, quality = text.partition(":")
     codecs = {"raw": Raw, "zstd": Zstd, "jpeg": Jpeg}
-    if name not in codecs or (quality and (name != "jpeg" or not quality.isdigit())):
+    is_number = quality.isascii() and quality.isdecimal()
+    if name not in codecs or (colon and (name != "jpeg" or not is_number)):
         raise UsageError(f"--pixels is {text!r}", action="Use raw, zstd, jpeg or jpeg:90")
     return Jpeg(int(quality)) if quality else codecs[name]()

@@ -17,7 +17,7 @@ from tiling.commit import canonical
 from tiling.output import Output
 from tiling.versions import versions
 from wsi.durable import make_folder, write_file
-from wsi.errors import MicrotomeError, NoTissueError, OutputBusyError, OutputError, UsageError
+from wsi.errors import MicrotomeError, NoTilesError, NoTissueError, OutputBusyError, OutputError, UsageError
 from wsi.messages import printable
 
 Work = Callable[[str, Path], bool]
@@ -32,6 +32,7 @@ class Status(Enum):
     DONE = "done"
     ALREADY_DONE = "already done"
     NO_TISSUE = "no tissue"
+    NO_TILES = "no tiles"
     FAILED = "failed"
 
 
@@ -76,7 +77,8 @@ def _run_one(slide_id: str, path: Path, work: Work, *, debug: bool) -> Outcome:
     try:
         status = Status.DONE if work(slide_id, path) else Status.ALREADY_DONE
     except NoTissueError as error:
-        status, reason = Status.NO_TISSUE, str(error)
+        status = Status.NO_TILES if isinstance(error, NoTilesError) else Status.NO_TISSUE
+        reason = str(error)
     except (OutputError, OutputBusyError):
         raise
     except MicrotomeError as error:

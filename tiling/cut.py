@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tiling.store import TileStore, make_array, write_group
 from tiling.tiles import TileCutter
 from tiling.versions import versions
 from wsi.durable import write_file
-from wsi.errors import NoTissueError, SlideError
+from wsi.errors import NoTilesError, NoTissueError, RecipeError, SlideError
 from wsi.slide import Slide
 from wsi.tissue import TissueMask, find_tissue
 
@@ -86,37 +87,54 @@ def cut_slide(
 
     Raises
     ------
-    NoTissueError
+    NoTissueError, NoTilesError
         No tile holds enough tissue, or all of them were dropped.
     SlideError
         The slide cannot be read, or changed while it was read.
-    RecipeError, DamagedError
+    RecipeError
+        The same, and tiles of other settings are still there that were to be overwritten; or see
+        `TileStore.begin`.
+    DamagedError
         See `TileStore.begin`.
     """
     identity = identify(slide.path)
     draft = store.begin("tiles", recipe.as_json(slide, identity) | selection.as_json())
     if draft is None:
         return store.tiles
-    places = find_places(slide, recipe, mask or find_tissue(slide, recipe.tissue), selection)
-    warnings = _up_sampling(slide, recipe.spec)
-    normalizer, more = fit_stain(slide, recipe, places.mask, places.origins, threads=workers)
-    warnings += more
-    findings = None
-    if recipe.looks_at_pixels:
+    with _replacing(store):
+        places = find_places(slide, recipe, mask or find_tissue(slide, recipe.tissue), selection)
+        warnings = _up_sampling(slide, recipe.spec)
+        normalizer, more = fit_stain(slide, recipe, places.mask, places.origins, threads=workers)
+        warnings += more
         cutter = TileCutter(slide, recipe.spec, recipe.exact, normalizer)
         findings = BlockCutter(draft, cutter, recipe, places.origins, workers).cut(progress)
         warnings += _damage(slide, places, findings)
         _check_left(slide, findings)
-    if identify(slide.path) != identity:
-        raise SlideError(
-            "the file changed while it was read",
-            path=slide.path,
-            action="Run again once it is copied completely",
-        )
-    record = _record(slide, places, normalizer, findings, warnings)
-    _write_arrays(draft, recipe, places, findings)
-    write_group(draft, attributes={"recipe": draft.recipe, "record": record})
-    return draft.publish(record)
+        if identify(slide.path) != identity:
+            raise SlideError(
+                "the file changed while it was read",
+                path=slide.path,
+                action="Run again once it is copied completely",
+            )
+        record = _record(slide, places, normalizer, findings, warnings)
+        _write_arrays(draft, recipe, places, findings)
+        write_group(draft, attributes={"recipe": draft.recipe, "record": record})
+        return draft.publish(record)
+
+
+@contextmanager
+def _replacing(store: TileStore) -> Iterator[None]:
+    """Where no tile is left, those of other settings stay. That is a failure: they would be gone on with."""
+    try:
+        yield
+    except NoTissueError as error:
+        if store.find("tiles") is None:
+            raise
+        raise RecipeError(
+            f"{error.reason}. The tiles that slide {store.slide_id!r} has were not replaced",
+            path=error.path,
+            action="Use other settings, or delete the slide's folder if it is to have no tiles",
+        ) from error
 
 
 def find_places(slide: Slide, recipe: CutRecipe, mask: TissueMask, selection: Selection) -> Places:
@@ -126,7 +144,8 @@ def find_places(slide: Slide, recipe: CutRecipe, mask: TissueMask, selection: Se
     origins, tissue = select_tiles(grid, mask, min_tissue=recipe.min_tissue)
     if len(origins) == 0:
         where = "selected tissue" if selection.include or selection.exclude else "tissue"
-        raise NoTissueError(
+        kind = NoTilesError if mask.mask.any() else NoTissueError
+        raise kind(
             f"no tile of {recipe.spec.size_px} px at {recipe.spec.mpp:g} µm holds "
             f"{recipe.min_tissue:.0%} {where} (the mask has {mask.area_mm2:.2f} mm²)",
             path=slide.path,
@@ -175,7 +194,7 @@ def _check_left(slide: Slide, findings: Findings) -> None:
             action="Copy or download it again",
         )
     if not findings.kept.any():
-        raise NoTissueError(
+        raise NoTilesError(
             f"all {len(findings.kept)} tiles were dropped ({_counted(findings)})",
             path=slide.path,
             action="Lower --min-sharpness, or leave out --drop-pen",
@@ -192,22 +211,20 @@ def _dropped(findings: Findings) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _write_arrays(draft: Draft, recipe: CutRecipe, places: Places, findings: Findings | None) -> None:
+def _write_arrays(draft: Draft, recipe: CutRecipe, places: Places, findings: Findings) -> None:
     """All but the pixels themselves, written anew by every run: they cost nothing and are not parts."""
-    kept = findings.kept if findings else np.ones(len(places.origins), np.bool_)
-    if findings:
-        repack(draft, kept, recipe)
+    kept = findings.kept
+    repack(draft, kept, recipe)
     if recipe.pixels is not None:
         shape = (int(kept.sum()), recipe.spec.size_px, recipe.spec.size_px, 3)
         metadata = array_metadata(shape, shard_tiles=recipe.shard_tiles, codec=recipe.pixels, fill=BACKGROUND)
         write_file(draft.folder / "pixels" / "zarr.json", metadata)
     _write(draft, "origins", places.origins[kept], fill=-1)
     _write(draft, "tissue", places.tissue[kept], fill=np.nan)
-    if findings:
-        _write(draft, "quality", findings.quality[kept], fill=np.nan)
-        if not kept.all():
-            _write(draft, "dropped_origins", places.origins[~kept], fill=-1)
-            _write(draft, "dropped_reasons", findings.reasons[~kept], fill=0)
+    _write(draft, "quality", findings.quality[kept], fill=np.nan)
+    if not kept.all():
+        _write(draft, "dropped_origins", places.origins[~kept], fill=-1)
+        _write(draft, "dropped_reasons", findings.reasons[~kept], fill=0)
 
 
 def _write(draft: Draft, name: str, values: NDArray[Any], *, fill: float) -> None:
@@ -221,10 +238,9 @@ def _record(
     slide: Slide,
     places: Places,
     normalizer: Normalizer | None,
-    findings: Findings | None,
+    findings: Findings,
     warnings: list[str],
 ) -> Mapping[str, Any]:
-    damaged = places.origins[findings.reasons == REASONS.index("damaged")] if findings else None
     return {
         "slide_name": Path(slide.path).name,
         "slide_size": list(slide.size),
@@ -232,13 +248,13 @@ def _record(
         "backend": slide.backend,
         "tile_level0": list(places.grid.tile),
         "stride_level0": list(places.grid.stride),
-        "tiles": int(findings.kept.sum()) if findings else len(places.origins),
+        "tiles": int(findings.kept.sum()),
         "tissue_mm2": round(places.mask.area_mm2, 4),
         "stain": normalizer.as_json() if normalizer else None,
-        "measures": list(MEASURES) if findings else [],
+        "measures": list(MEASURES),
         "reasons": list(REASONS),
-        "dropped": _dropped(findings) if findings else {},
-        "damaged": damaged.tolist() if damaged is not None else [],
+        "dropped": _dropped(findings),
+        "damaged": places.origins[findings.reasons == REASONS.index("damaged")].tolist(),
         "warnings": warnings,
         "versions": versions("simplejpeg", "imagecodecs"),
     }

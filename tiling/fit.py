@@ -59,7 +59,9 @@ def sample_pixels(
     return np.concatenate(pixels) if pixels else np.empty((0, 3), np.uint8)
 
 
-def aim_at(method: StainMethod, reference: Slide, *, spec: TileSpec, tissue: TissueMethod) -> StainMethod:
+def aim_at(
+    method: StainMethod, reference: Slide, *, spec: TileSpec, tissue: TissueMethod, exact: bool = False
+) -> StainMethod:
     """The stain method with another slide's colours as target.
 
     Raises
@@ -67,7 +69,7 @@ def aim_at(method: StainMethod, reference: Slide, *, spec: TileSpec, tissue: Tis
     NoTissueError, StainError, SlideError
         The reference slide has no tissue, or its stain cannot be fitted.
     """
-    recipe = CutRecipe(spec=spec, tissue=tissue)
+    recipe = CutRecipe(spec=spec, tissue=tissue, exact=exact)
     mask = find_tissue(reference, tissue)
     grid = lay_grid(reference.size, reference.require_resolution(), spec)
     origins = grid.origins()

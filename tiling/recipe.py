@@ -34,7 +34,8 @@ class CutRecipe:
     quality: QualityFilter = field(default_factory=QualityFilter)
     """Which tiles are dropped once their pixels were seen."""
     pixels: TileCodec | None = field(default_factory=Raw)
-    """How pixels are stored; None for places only: they are then read from the slide when wanted."""
+    """How pixels are stored; None for places only: they are then read from the slide when wanted. They are
+    looked at all the same, so that the same tiles are kept and none fails later."""
     exact: bool = False
     """Decode compressed tiles whole, also where half scale is as good; see `wsi.reader`."""
     tiles_per_shard: int | None = None
@@ -50,11 +51,6 @@ class CutRecipe:
     def shard_tiles(self) -> int:
         """Tiles in one file."""
         return self.tiles_per_shard or max(1, SHARD_BYTES // (3 * self.spec.size_px**2))
-
-    @property
-    def looks_at_pixels(self) -> bool:
-        """Whether cutting has to decode tiles: to store them, or to judge them."""
-        return self.pixels is not None or self.quality != QualityFilter()
 
     def settings(self) -> dict[str, Any]:
         """As JSON; `recipe_from_json` reads it."""

@@ -13,6 +13,7 @@ from tiling.cohort import Outcome, Status
 from tiling.output import Output
 from tiling.store import TileStore, scores_by
 from wsi.errors import MicrotomeError
+from wsi.messages import on_a_terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Reporter:
         if self.as_json:
             line = json.dumps(content, ensure_ascii=False)
         else:
-            line = "  ".join(f"{key}: {_plain(value)}" for key, value in content.items())
+            line = on_a_terminal("  ".join(f"{key}: {_plain(value)}" for key, value in content.items()))
         self.results.write(line + "\n")
         self.results.flush()
 
@@ -44,7 +45,7 @@ class Reporter:
             return
         width = max(len(key) for key in content)
         for key, value in content.items():
-            self.results.write(f"{key:<{width}}  {_plain(value)}\n")
+            self.results.write(on_a_terminal(f"{key:<{width}}  {_plain(value)}") + "\n")
         self.results.write("\n")
         self.results.flush()
 
@@ -62,7 +63,7 @@ class Reporter:
             line |= figures(TileStore(output, outcome.slide_id), model)
         line["seconds"] = outcome.seconds
         if outcome.status is Status.FAILED and not self.as_json:
-            self.say(f"ERROR {outcome.reason}")
+            self.say(on_a_terminal(f"ERROR {outcome.reason}"))
         elif self.as_json or not self.quiet:
             self.result(line)
 
@@ -72,9 +73,10 @@ class Reporter:
         if not failed or len(outcomes) == 1 or self.as_json:
             return
         self.say(f"{len(failed)} of {len(outcomes)} slides failed; the others are done:")
-        width = max(len(outcome.slide_id) for outcome in failed)
-        for outcome in failed:
-            self.say(f"  {outcome.slide_id:<{width}}  {outcome.reason}")
+        names = [on_a_terminal(outcome.slide_id) for outcome in failed]
+        width = max(map(len, names))
+        for name, outcome in zip(names, failed, strict=True):
+            self.say(f"  {name:<{width}}  {on_a_terminal(outcome.reason)}")
 
     @contextlib.contextmanager
     def progress(self, name: str, *, unit: str = "tile") -> Iterator[Progress]:

@@ -178,7 +178,7 @@ class TileStore:
 
     @property
     def quality(self) -> NDArray[np.float32] | None:
-        """``(n, measures)`` as `record["measures"]` names them; None where no pixels were looked at."""
+        """``(n, measures)`` as `record["measures"]` names them; None for tiles of another tool's files."""
         if not self.record["measures"]:
             return None
         return np.asarray(self._read("tiles", "quality"), np.float32)

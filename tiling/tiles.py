@@ -50,6 +50,8 @@ def read_on_the_fly(store: TileStore, slide: Slide, *, threads: int = 1) -> Read
     ------
     SlideError
         It is not the slide that the store was cut from.
+    UsageError
+        It was opened with another resolution than it was cut with.
     """
     commit = store.tiles
     if asdict(identify(slide.path)) != commit.recipe["slide"]:
@@ -57,6 +59,14 @@ def read_on_the_fly(store: TileStore, slide: Slide, *, threads: int = 1) -> Read
             f"is not the file that the tiles of {store.slide_id!r} were cut from",
             path=slide.path,
             action="Give the same file, or cut it anew with 'microtome tile --overwrite'",
+        )
+    then, now = commit.recipe["resolution"], slide.require_resolution()
+    if (then["x"], then["y"]) != (now.x, now.y):
+        raise UsageError(
+            f"was cut at {then['x']:g} x {then['y']:g} µm per level-0 pixel ({then['source']}), "
+            f"and is opened at {now.x:g} x {now.y:g} ({now.source})",
+            path=slide.path,
+            action="Give the same --mpp-override or --trust-objective as then",
         )
     stain = commit.record["stain"]
     normalizer = normalizer_from_json(stain) if stain else None
@@ -77,7 +87,7 @@ def tile_reader(store: TileStore, slide: Slide | None = None, *, threads: int = 
     UsageError
         It holds places only, and no slide was given.
     SlideError
-        See `read_on_the_fly`.
+        See `read_on_the_fly`, also for another `UsageError`.
     """
     if store.has_pixels:
         return store.read_pixels

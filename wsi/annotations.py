@@ -214,7 +214,7 @@ def _stated_origin(top: dict[str, Any], path: Path) -> tuple[float, float] | Non
 # Features and geometries ---------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Geometry:
     """A geometry as far as it has an area. A fault is kept: only that of a feature's own area matters."""
 
@@ -223,8 +223,11 @@ class _Geometry:
     depth: int = 0
     fault: str = ""
 
+    def __repr__(self) -> str:
+        return "a geometry"
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class _Feature:
     polygons: list[Polygon]
     left_out: Counter[str]
@@ -234,6 +237,9 @@ class _Feature:
     identity: str | None = None
     children: list[_Feature] = field(default_factory=list)
     fault: str = ""
+
+    def __repr__(self) -> str:
+        return "a feature"
 
     def family(self) -> Iterator[_Feature]:
         yield self
@@ -312,7 +318,7 @@ def _geometry(kind: str, member: dict[str, Any]) -> _Geometry:
         parts = _list(member.get("coordinates")) if kind == "MultiPolygon" else [member.get("coordinates")]
         for part in parts:
             shell, *holes = [_ring(ring) for ring in _list(part)] or [np.empty((0, 2))]
-            if len(shell) < 4:
+            if len(shell) < 4 or not _encloses(shell):
                 found.left_out[f"{kind} without area"] += 1
             else:
                 found.polygons.append(Polygon(shell, tuple(hole for hole in holes if len(hole) >= 4)))
@@ -358,6 +364,13 @@ def _ring(points: object, *, close: bool = True) -> Ring:
     if close and len(ring) and (ring[0] != ring[-1]).any():
         ring = np.concatenate([ring, ring[:1]])
     return ring
+
+
+def _encloses(ring: Ring) -> bool:
+    """Whether its points do not all lie on one line. What crosses itself encloses something all the same."""
+    ways = ring - ring[0]
+    first = ways[np.abs(ways).sum(axis=1).argmax()]
+    return bool((np.abs(ways[:, 0] * first[1] - ways[:, 1] * first[0]) > 0).any())
 
 
 def _list(value: object) -> list[Any]:

@@ -35,6 +35,9 @@ CACHE_BYTES = 160 << 20
 AGREEMENT = 2.0
 """Mean difference from the reference, in grey levels at an eighth of the size, up to which a level is read
 directly. JPEG and JPEG 2000 agree with OpenSlide exactly; colours misread differ by tens."""
+COARSE = 12.0
+"""Mean quantisation step, that of quality 89. From there on tiles at half scale lose 0.1 to 0.8 dB to tiles
+decoded whole and averaged (docs/benchmarks.md). Finer JPEG loses up to 2.4 dB, and is decoded whole."""
 REDUCTIONS = (8, 4, 2)
 """Scales, one to, at which tiles are decoded apart from whole."""
 
@@ -89,6 +92,7 @@ class DirectReader:
         self._heads: dict[int, tuple[bytes, ...]] = {}
         self._lock = Lock()
         self._agrees: dict[int, bool] = {}
+        self._is_coarse: dict[int, bool] = {}  # set before the level agrees
         self._levels = _find_levels(path, reference)
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)) if self._levels else -1
 
@@ -103,13 +107,11 @@ class DirectReader:
         found = self._levels.get(level)
         if found is None or found.tile[0] % reduce or found.tile[1] % reduce:
             return False
-        if found.stream is None and reduce > 1 and not is_preview:
-            return False
         if level not in self._agrees:
             with self._lock:
                 if level not in self._agrees:
                     self._agrees[level] = self._check(level, found)
-        return self._agrees[level]
+        return self._agrees[level] and (reduce == 1 or is_preview or self._is_coarse.get(level, False))
 
     def read(
         self,
@@ -174,13 +176,7 @@ class DirectReader:
     ) -> NDArray[np.uint8]:
         """A whole tile, or why not: `UnusualStreamError`, `DamagedStreamError`, `OSError` of the disk."""
         found = self._levels[level]
-        index = row * found.columns + column
-        count = int(found.counts[index])
-        if count == 0 or count > _MOST_TILE_BYTES:
-            raise UnusualStreamError(f"has {count} bytes")
-        data = os.pread(self._file, count, int(found.offsets[index]))
-        if len(data) < count:
-            raise DamagedStreamError("the file ends within it")
+        data = self._compressed(found, row * found.columns + column)
         if found.stream is not None:
             heads = self._heads.get(level, ())
             if not data.startswith(heads):
@@ -192,6 +188,16 @@ class DirectReader:
             return tile
         out[...] = tile
         return out
+
+    def _compressed(self, found: TiledLevel, index: int) -> bytes:
+        """A tile's bytes in the file."""
+        count = int(found.counts[index])
+        if count == 0 or count > _MOST_TILE_BYTES:
+            raise UnusualStreamError(f"has {count} bytes")
+        data = os.pread(self._file, count, int(found.offsets[index]))
+        if len(data) < count:
+            raise DamagedStreamError("the file ends within it")
+        return data
 
     def _by_reference(self, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:
         """The tile as the reference has it, padded with white beyond the level."""
@@ -224,6 +230,9 @@ class DirectReader:
             row, column = divmod(index, found.columns)
             try:
                 ours = self._decode_here(level, column, row, reduce=1)
+                if found.stream is not None:
+                    data = self._compressed(found, index)
+                    self._is_coarse[level] = found.stream.coarseness(data) >= COARSE
                 theirs = self._by_reference(level, column, row, 1)
             except UnusualStreamError:
                 continue
@@ -280,11 +289,12 @@ def _find_levels(path: Path, reference: Backend) -> Mapping[int, TiledLevel]:
         return {}
     with path.open("rb") as file:
         tiff = Tiff(file, path, os.fstat(file.fileno()).st_size)
-        directories = [d for d, _ in tiff.directories() if _is_readable(tiff, d)]
+        directories = [d for d, _ in tiff.directories() if _WIDTH in d.fields]
         found = {}
         for index, level in enumerate(reference.levels):
+            # Also of those that cannot be read here: of two pictures of one size, either may be the level.
             fitting = [d for d in directories if _fits(tiff, d, level, padded=vendor == "philips")]
-            if len(fitting) != 1:
+            if len(fitting) != 1 or not _is_readable(tiff, fitting[0]):
                 continue
             try:
                 found[index] = _tiled_level(tiff, fitting[0])

@@ -6,6 +6,7 @@
     ├── SlideError (OSError)           a slide cannot be read
     │   └── ResolutionError (ValueError)   no microns per pixel, absurd ones, or up-sampling asked for
     ├── NoTissueError                  the slide is fine and holds no tissue (not a failure)
+    │   └── NoTilesError                   it has tissue, and the settings leave no tile of it (neither)
     ├── DamagedError (OSError)         committed output no longer has the bytes it was committed with
     ├── UsageError (ValueError)        wrong settings: nothing was started    exit 2
     │   └── RecipeError                output made by another recipe is in the way
@@ -57,6 +58,10 @@ class ResolutionError(SlideError, ValueError):
 
 class NoTissueError(MicrotomeError):
     """The slide is sound, and no tissue was found on it."""
+
+
+class NoTilesError(NoTissueError):
+    """The slide has tissue, and what was asked for leaves no tile of it."""
 
 
 class DamagedError(MicrotomeError, OSError):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # its last byte, the transform, follows
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive Huffman
-_JFIF, _ADOBE_MARKER, _SCAN = 0xE0, 0xEE, 0xDA
+_JFIF, _ADOBE_MARKER, _SCAN, _QUANTISATION = 0xE0, 0xEE, 0xDA, 0xDB
 _BARE = {0x00, 0x01, *range(0xD0, 0xDA), 0xFF}  # no length follows: decoders go on right behind them
 _IN_TABLES = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # Huffman, quantisation, restarts, remarks
 _SAMPLINGS = {0x11, 0x21, 0x12, 0x22, 0x41, 0x14}  # of luma, 0x11 of chroma: what libjpeg-turbo's API knows
@@ -79,6 +79,21 @@ class TileStream:
                 return end
             self._check_colours(marker, data[start : start + 12])
         raise UnusualStreamError("has no picture data")
+
+    def coarseness(self, data: bytes) -> float:
+        """Mean quantisation step of the first component, luma or red: what JPEG itself may be off by.
+
+        With libjpeg's tables 23 at quality 80, 11.6 at 90 and 6 at 95; 0 where no table is found.
+        """
+        steps: dict[int, float] = {}
+        first = 0
+        for source in (self.tables, data):
+            for marker, start, end in _segments(source):
+                if marker == _QUANTISATION:
+                    steps |= _mean_steps(source[start:end])
+                elif marker in _FRAMES and end - start >= 9:
+                    first = source[start + 8]
+        return steps.get(first, 0.0)
 
     def _check_frame(self, frame: bytes) -> None:
         """Precision, height, width and number of components; of each of these name, sampling and table."""
@@ -159,6 +174,18 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         yield data[at + 1], at + 4, end
         at = end
+
+
+def _mean_steps(body: bytes) -> dict[int, float]:
+    """The mean of each table in a segment of quantisation tables (T.81, B.2.4.1), by its number."""
+    found, at = {}, 0
+    while at < len(body) and body[at] >> 4 <= 1:
+        width = 1 + (body[at] >> 4)
+        table = body[at + 1 : at + 1 + 64 * width]
+        if len(table) == 64 * width:
+            found[body[at] & 15] = float(np.frombuffer(table, f">u{width}").mean())
+        at += 1 + 64 * width
+    return found
 
 
 def _is_padding(message: str) -> bool:

@@ -16,6 +16,16 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def on_a_terminal(text: str) -> str:
+    """The text on one line, and nothing in it that a terminal takes for a command: file names may hold such.
+
+    >>> on_a_terminal(chr(27) + "[31m.svs") == chr(92) + "x1b[31m.svs"
+    True
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
+    return "".join(escaped)
+
+
 @contextlib.contextmanager
 def messages(*, debug: bool) -> Iterator[None]:
     """Our warnings on standard error, those of the libraries only with `debug`; undone at the end."""

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,10 @@ MAX_DESCRIPTION_BYTES = 64 * 2**10
 _ORIGINAL = "Give the slide file that the scanner wrote"
 _CONVERT = "Convert it to 8-bit RGB, as a tiled pyramid"
 _ONE_RGB = "Save one focal plane, or one RGB picture, as a tiled pyramid"
+_UPRIGHT = "Re-save it upright, as a tiled pyramid"
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
-_PHOTOMETRIC, _DESCRIPTION = 262, 270
+_PHOTOMETRIC, _DESCRIPTION, _ORIENTATION = 262, 270, 274
 _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_COUNTS, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 322, 323, 324, 325
 _SAMPLE_FORMAT, _OLD_JPEG = 339, 513
@@ -55,10 +55,12 @@ _OTHER_COLOURS = {
     9: "ICCLab",
     10: "ITULab",
 }
+_LEICA = "http://www.leica-microsystems.com/scn/"  # names its XML
+_LEICA_PLANE = re.compile(r'<dimension[^>]*\s[zc]="[1-9]')  # a focal plane or channel after the first
 _MAX_SAMPLES = 64  # whose bits and format are looked at
 _UNSIGNED = {1, 4}  # values of _SAMPLE_FORMAT; 4 is "undefined"
 _LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}  # values of _COMPRESSION
-_NOT_A_LAYER = 1 | 4  # bits of _SUBFILE: of reduced resolution, a mask
+_REDUCED, _MASK = 1, 4  # bits of _SUBFILE
 
 # What files that are no slides begin with, and what to say of them.
 _STRANGERS = (
@@ -170,16 +172,19 @@ def _check_tiff(tiff: Tiff) -> FileFacts:
     facts = None
     tiled: list[Directory] = []  # the full pictures and, where a writer does not mark them, their levels
     for directory, chained in tiff.directories():
+        kind, is_tiled = tiff.value(directory, _SUBFILE, 0), _TILE_WIDTH in directory.fields
         if facts is None:
             facts = FileFacts("tiff", SUBIFDS in directory.fields, _description(tiff, directory))
             if _WIDTH not in directory.fields:
                 tiff.fail("its first directory describes no picture", _ORIGINAL)
             _check_picture(tiff, directory)
-            _check_colours(tiff, directory)
+            _check_colours(tiff, directory, facts)
         elif _WIDTH in directory.fields:
             _check_picture(tiff, directory)
-        if chained and _TILE_WIDTH in directory.fields:
-            tiled += [] if tiff.value(directory, _SUBFILE, 0) & _NOT_A_LAYER else [directory]
+            if is_tiled and not kind & _MASK:  # it may be a level
+                _check_colours(tiff, directory, facts)
+        if chained and is_tiled and not kind & (_REDUCED | _MASK):
+            tiled.append(directory)
     if facts is None:
         tiff.fail("holds no directory of pictures")
     _check_layers(tiff, tiled, facts)
@@ -189,27 +194,34 @@ def _check_tiff(tiff: Tiff) -> FileFacts:
 def _check_layers(tiff: Tiff, tiled: Sequence[Directory], facts: FileFacts) -> None:
     """Refuse focal planes and channels: readers take the first, and leave out the others without a word.
 
-    In a pyramid each size occurs once. Three grey planes of OME are the exception: tiffslide, which reads
-    those with SubIFDs, takes them for RGB, and so do their writers.
+    The largest size occurs once; of smaller ones there may be a level and a macro. Three grey planes of OME
+    are an exception: tiffslide, which reads those with SubIFDs, takes them for RGB, and so do their writers.
+    So are the areas of Leica, whose XML says where on the slide each lies, and which are planes.
     """
-    sizes = Counter((tiff.value(d, _WIDTH, 0), tiff.value(d, _HEIGHT, 0)) for d in tiled)
-    layers = min(sizes.values(), default=0)
-    grey = all(tiff.value(d, _SAMPLES, 1) == 1 for d in tiled)
-    rgb_in_planes = grey and len(tiled) == 3 and facts.subifds and "<OME" in facts.description
-    if layers > 1 and not rgb_in_planes:
-        tiff.fail(f"is a stack of {layers} images of one size, not one slide", _ONE_RGB)
+    if not tiled:
+        return
+    sizes = [(tiff.value(d, _WIDTH, 0), tiff.value(d, _HEIGHT, 0)) for d in tiled]
+    largest = max(sizes, key=math.prod)
+    layers = [d for d, size in zip(tiled, sizes, strict=True) if size == largest]
+    grey = all(tiff.value(d, _SAMPLES, 1) == 1 for d in layers)
+    rgb_in_planes = grey and len(layers) == 3 and facts.subifds and "<OME" in facts.description
+    areas = _LEICA in facts.description and not _LEICA_PLANE.search(facts.description)
+    if len(layers) > 1 and not rgb_in_planes and not areas:
+        tiff.fail(f"is a stack of {len(layers)} images of one size, not one slide", _ONE_RGB)
 
 
-def _check_colours(tiff: Tiff, directory: Directory) -> None:
-    """Check that the numbers are 8-bit grey, RGB or YCbCr.
+def _check_colours(tiff: Tiff, directory: Directory, facts: FileFacts) -> None:
+    """Check that the numbers are 8-bit grey, RGB or YCbCr, and that the picture is upright.
 
     Of others OpenSlide, tiffslide or both give wrong colours without a word: tiffslide takes any number for
     RGB, OpenSlide takes a fifth channel for opacity, and neither knows which of 16 bits are in use. What a
     file does not say is taken to be usual.
     """
     photometric = tiff.value(directory, _PHOTOMETRIC, _RGB)
-    # By the specification it is one bit a sample where nothing is said; but nobody writes one-bit RGB.
-    bits = tiff.values(directory, _BITS, _MAX_SAMPLES) or {1 if photometric == _GREY else 8}
+    # By the specification it is one bit a sample where nothing is said, and tiffslide, which reads files with
+    # SubIFDs, takes it so; but nobody writes one-bit RGB.
+    unsaid = 1 if photometric == _GREY or facts.subifds else 8
+    bits = tiff.values(directory, _BITS, _MAX_SAMPLES) or {unsaid}
     formats = tiff.values(directory, _SAMPLE_FORMAT, _MAX_SAMPLES)
     samples = tiff.value(directory, _SAMPLES, 0)
     found = ""
@@ -223,8 +235,12 @@ def _check_colours(tiff: Tiff, directory: Directory) -> None:
         found = f"has {samples} channels that are not those of RGB"
     elif photometric == _YCBCR and tiff.value(directory, _COMPRESSION, 0) in _LOSSLESS:
         found = "is YCbCr that is no JPEG"
+    where = "" if directory.name == "directory 0" else f"{directory.name} "
     if found:
-        tiff.fail(f"{found}; 8-bit RGB is needed", _CONVERT)
+        tiff.fail(f"{where}{found}; 8-bit RGB is needed", _CONVERT)
+    if (orientation := tiff.value(directory, _ORIENTATION, 1)) != 1:
+        # OpenSlide turns each tile by itself, or none; others none.
+        tiff.fail(f"{where}is stored turned or mirrored (orientation {orientation})", _UPRIGHT)
 
 
 def _description(tiff: Tiff, directory: Directory) -> str:
@@ -272,11 +288,13 @@ def _check_picture(tiff: Tiff, directory: Directory) -> None:
 def _check_table(tiff: Tiff, directory: Directory, part: str, tags: tuple[int, int], needed: int) -> None:
     """Check that the table of tiles or strips is complete, and that what it points to lies in the file.
 
-    A tile of no bytes is legal: scanners leave out glass.
+    A tile of no bytes is legal: scanners leave out glass. A table of too many tiles contradicts the picture's
+    size; readers then take other tiles, or none. Strips that are too many they leave out.
     """
     for tag in tags:
         held = directory.fields[tag].count if tag in directory.fields else 0
-        if held < needed and not (held == 0 and _OLD_JPEG in directory.fields):
+        missing = held < needed and not (held == 0 and _OLD_JPEG in directory.fields)
+        if missing or (held > needed and part == "tile"):
             tiff.fail(f"{directory.name} needs {needed:,} {part}s and lists {held:,}")
         if held == 0:
             return

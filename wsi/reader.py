@@ -2,9 +2,9 @@
 
 A *plane* is a level, or a level at one to two, four or eight: JPEG tiles can be decoded at these scales in
 the transform itself (`wsi.direct`). Tiles come from a half plane only where they are a whole number of its
-pixels apart and begin on one: there it is as close to the scene as decoding whole and averaging is.
-Elsewhere the half plane would have to be interpolated, which costs 4 to 5 dB (docs/benchmarks.md), so tiles
-are decoded whole. Previews take any plane that is fine enough.
+pixels apart and begin on one, and where JPEG's quantisation is that of a quality below 90: there it is within
+0.8 dB of decoding whole and averaging. Elsewhere the half plane would have to be interpolated, which costs
+4 to 5 dB (docs/benchmarks.md), so tiles are decoded whole. Previews take any plane that is fine enough.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ BLOCK_PIXELS = 4096 * 4096
 """Source pixels read at a time: 64 MiB of RGBA, some 200 MiB with its copies, whatever the slide's size."""
 RUN_TILES = 8
 """Neighbours in a row that are read together where a general reader would decode what they share twice."""
-DRIFT = 0.05
-"""Pixels of a plane by which the far edge of a tile may be off: ratios so close to a whole number are one."""
+DRIFT, LEVEL_0_DRIFT = 0.05, 0.25
+"""Pixels of a plane, and of level 0, by which the far edge of a tile may be off: ratios so close to a whole
+number are one."""
 _SMALLEST_LOSS = 32  # pixels of a preview: a damaged spot is narrowed down to this
 
 Damage = Callable[[SlideError], None]
@@ -187,10 +188,11 @@ class Reader:
         ratios = scale[0] / whole.size.downsample_x, scale[1] / whole.size.downsample_y
         steps = round(ratios[0]), round(ratios[1])
         drifts = [abs(r - n) * count for r, n, count in zip(ratios, steps, size, strict=True)]
-        if max(drifts) > DRIFT or min(steps) < 1:
+        coarsest = max(whole.size.downsample_x, whole.size.downsample_y)
+        if max(drifts) > min(DRIFT, LEVEL_0_DRIFT / coarsest) or min(steps) < 1:
             return _Choice(whole, scale, None)
         snapped = steps[0] * whole.size.downsample_x, steps[1] * whole.size.downsample_y
-        # JPEG 2000 at half scale lies half a pixel off: the direct reader offers it for previews only.
+        # Of JPEG 2000 and of fine JPEG the direct reader offers half scale for previews only.
         if exact or steps[0] % 2 or steps[1] % 2 or not self._offers(level, 2, is_preview=False):
             return _Choice(whole, snapped, None)
         return _Choice(whole, snapped, self._plane(level, 2))

@@ -280,14 +280,12 @@ def _open_backend(path: Path, facts: FileFacts) -> Backend:
         order = [OpenSlideBackend]
     elif facts.subifds:
         order.reverse()
-    refusals = []
+    reasons, actions = [], []
     for backend in order:
         try:
             return backend(path)
         except SlideError as error:
-            refusals.append(error.reason)
-    raise SlideError(
-        "; ".join(refusals),
-        path=path,
-        action="Check that it is a slide in a format that OpenSlide or tiffslide reads, and re-copy it",
-    )
+            reasons.append(error.reason)
+            actions += [error.action] if error.action else []
+    usual = "Check that it is a slide in a format that OpenSlide or tiffslide reads, and re-copy it"
+    raise SlideError("; ".join(reasons), path=path, action=actions[0] if actions else usual)

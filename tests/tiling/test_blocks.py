@@ -28,6 +28,7 @@ from tiling.quality import MEASURES, QualityFilter, pen_share
 from tiling.recipe import CutRecipe
 from tiling.shards import read_chunks, shard_path
 from tiling.store import TileStore
+from tiling.tiles import read_on_the_fly
 from wsi.errors import SlideError
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
@@ -360,6 +361,19 @@ def test_a_damaged_compressed_tile_costs_the_tiles_over_it_and_no_other(
     assert f"one.svs: {warning}" in caplog.text
     assert store.quality is not None
     assert np.isfinite(store.quality).all()
+
+
+def test_damage_costs_the_same_tiles_where_no_pixels_are_stored_and_none_later(
+    torn: Path, tmp_path: Path
+) -> None:
+    stored = cut(torn, tmp_path / "stored")
+    places = cut(torn, tmp_path / "places", replace(ALL, pixels=None))
+    assert stored.record["damaged"]
+    assert places.record == stored.record
+    assert (places.origins == stored.origins).all()
+    with Slide(torn) as slide:
+        read = read_on_the_fly(places, slide)(slice(None))
+    assert (read == stored.read_pixels(slice(None))).all()
 
 
 def many(origins: NDArray[np.int32], share: float) -> list[tuple[int, int]]:

@@ -711,6 +711,25 @@ def test_a_stated_spec_is_kept_if_it_is_near(slide: Slide, tmp_path: Path) -> No
         adopt(slide, tmp_path / "far", file, spec=TileSpec(64, 0.5))
 
 
+def test_an_overlap_that_the_file_states_counts_whatever_else_is_stated(slide: Slide, tmp_path: Path) -> None:
+    file = import_coordinates(trident_file(tmp_path / "one_patches.h5", overlap=16))
+    assert adopt(slide, tmp_path / "a", file, spec=TileSpec(64, 1.0)).spec == TileSpec(64, 1.0, 16)
+    store = adopt(slide, tmp_path / "b", file, spec=TileSpec(32, 2.0, overlap_px=4))
+    assert store.spec == TileSpec(32, 2.0, 8)  # of tiles read at half the pixels
+    assert store.record["stride_level0"] == [96, 96]
+    file = import_coordinates(clam_file(tmp_path / "one.h5"))  # says nothing
+    store = adopt(slide, tmp_path / "c", file, spec=TileSpec(32, 0.5, overlap_px=8))
+    assert store.record["stride_level0"] == [24, 24]
+
+
+def test_an_attribute_of_a_type_that_nobody_knows_is_passed_over(tmp_path: Path) -> None:
+    path = clam_file(tmp_path / "one.h5")
+    with h5py.File(path, "a") as file:
+        space = h5py.h5s.create(h5py.h5s.SCALAR)
+        h5py.h5a.create(file["coords"].id, b"odd", h5py.h5t.UNIX_D32LE, space)
+    assert (import_coordinates(path).origins == RASTER).all()
+
+
 def test_coordinates_of_another_slide_are_refused(slide: Slide, tmp_path: Path) -> None:
     path = tmp_path / "one_patches.h5"
     file = import_coordinates(trident_file(path, level0_width=1537))

@@ -170,6 +170,19 @@ def test_another_file_of_the_same_name_is_refused(direct: Path, tmp_path: Path) 
         read_on_the_fly(store, slide)
 
 
+def test_a_slide_opened_with_another_resolution_than_it_was_cut_with_is_refused(
+    direct: Path, tmp_path: Path
+) -> None:
+    store = TileStore(Output(tmp_path), "one")
+    with store.output.lock(), Slide(direct, mpp=0.25) as slide:
+        cut_slide(slide, store, replace(RECIPE, pixels=None))
+    for ask in (read_on_the_fly, tile_reader):
+        with Slide(direct) as slide, pytest.raises(UsageError, match=r"0\.25 x 0\.25.*--mpp-override"):
+            ask(store, slide)
+    with Slide(direct, mpp=0.25) as slide:
+        assert read_on_the_fly(store, slide)(slice(0, 3)).shape == (3, 64, 64, 3)
+
+
 def test_without_pixels_and_without_the_slide_it_is_said_what_to_do(direct: Path, tmp_path: Path) -> None:
     store = cut(direct, tmp_path, replace(RECIPE, pixels=None))
     with pytest.raises(UsageError, match=r"'one' were cut without pixels.*one\.svs.*--slides"):

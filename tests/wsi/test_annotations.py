@@ -211,11 +211,13 @@ def test_what_has_no_area_is_left_out_and_counted(caplog):
     point = {"type": "Point", "coordinates": [1, 2]}
     line = {"type": "LineString", "coordinates": [[1, 2], [3, 4]]}
     both = {"type": "GeometryCollection", "geometries": [line, polygon(SQUARE), point]}
-    empty = [polygon(), polygon([[1, 2], [3, 4]]), {"type": "MultiPolygon", "coordinates": []}, None]
+    flat = [[[5, 5]] * 5, [[1, 1], [3, 3], [9, 9], [2, 2], [1, 1]]]  # one point, one line
+    empty = [polygon(), polygon([[1, 2], [3, 4]]), *map(polygon, flat)]
+    empty += [{"type": "MultiPolygon", "coordinates": []}, None]
     found = parse([feature(both), *map(feature, empty)])
     assert shells(found) == [SQUARE]
     (message,) = caplog.messages
-    for part in ("1 LineString", "1 Point,", "2 Polygon without", "1 MultiPolygon w", "1 without geometry"):
+    for part in ("1 LineString", "1 Point,", "4 Polygon without", "1 MultiPolygon w", "1 without geometry"):
         assert part in message
     assert caplog.records[0].levelno == logging.WARNING
 
@@ -237,6 +239,7 @@ def test_what_has_no_area_is_left_out_and_counted(caplog):
         (b'[{"a": ' + b"9" * 5000 + b"}]", "is not JSON"),
         (12, "got the type int"),
         ({"type": "Topology"}, "got keys ['type']"),
+        (feature(polygon(SQUARE), classification=polygon(SQUARE)), "is no name: a geometry"),
         (collection(), "holds no feature"),
         ([], "holds no feature"),
         ([feature(polygon(SQUARE)), 3], "entry 2 is no feature but of type int"),

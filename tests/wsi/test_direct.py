@@ -482,6 +482,72 @@ def test_the_check_is_not_skipped_where_the_richest_tile_cannot_tell(
             assert not direct.reads(0)
 
 
+@pytest.mark.parametrize(("quality", "halved"), [(70, True), (85, True), (92, False), (97, False)])
+@pytest.mark.parametrize("sampling", ["444", "422", "420"])
+def test_tiles_are_decoded_at_half_scale_only_where_jpeg_itself_is_coarser(
+    tmp_path: Path,
+    forge: SimpleNamespace,
+    tissue: Pixels,
+    decodes: Counter[int],
+    sampling: str,
+    quality: int,
+    halved: bool,
+) -> None:
+    """And then they are close to what whole decoding and averaging gives; elsewhere they are that."""
+    path = single(
+        forge, tmp_path / "s.tiff", tissue, lambda tile: forge.jpeg(tile, sampling=sampling, quality=quality)
+    )
+    with Slide(path, mpp=0.5) as slide:
+        usual, exact = (
+            slide.read(0, 0, size=(256, 256), mpp=1.0, exact=exact).astype(float) for exact in (False, True)
+        )
+        slide.thumbnail(1.0)  # may always
+    assert decodes[2] >= 12
+    assert (usual != exact).any() == halved
+    assert np.abs(usual - exact).mean() < 1.5
+
+
+@pytest.mark.parametrize("marked", [0, 1])
+def test_of_two_pictures_of_one_size_neither_is_taken_for_the_level(
+    tmp_path: Path, tissue: Pixels, marked: int
+) -> None:
+    """A second focal plane may be the only one that is JPEG; whichever the reference reads is right."""
+    path, blurred = tmp_path / "two.tiff", cv2.GaussianBlur(tissue, (0, 0), 0.9)
+    options: dict[str, Any] = {"tile": TILE, "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(tissue, compression="deflate", **options)
+        tiff.write(blurred, compression="jpeg", subfiletype=marked, **options)
+        if not marked:
+            tiff.write(tissue[:200, :300], compression="jpeg", **options)
+    try:
+        slide = Slide(path, mpp=0.5)
+    except SlideError:
+        return  # a stack may be refused
+    with slide:
+        assert not slide._reader._offers(0, 1, is_preview=False)
+        assert (slide.read(0, 0, size=(900, 700), mpp=0.5) == tissue).all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_footprint_is_right_to_a_quarter_of_a_level_0_pixel_on_coarse_levels_too(
+    tmp_path: Path, exact: bool
+) -> None:
+    """Ratios close to a whole number are taken for it only where level 0 does not notice."""
+    path = tmp_path / "ramp.tiff"
+    ramp = np.repeat(np.linspace(0, 255, 4096, dtype=np.float32)[None], 512, axis=0)
+    options: dict[str, Any] = {"tile": TILE, "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        for step in (1, 16):
+            level = cv2.resize(ramp, (4096 // step, 512 // step), interpolation=cv2.INTER_AREA)
+            pixels = np.repeat(level.round().astype(np.uint8)[..., None], 3, axis=2)
+            tiff.write(pixels, subfiletype=int(step > 1), **options)
+    with Slide(path, mpp=0.25) as slide:
+        for off in (0.049, 0.02, 0.01, 0.002):
+            scale = slide.scale(0.25 * 16 * (1 + off / 64))
+            _, used = slide._reader._plane_of_tile(0, 0, (64, 16), scale, exact=exact)
+            assert abs(used[0] - scale[0]) * 64 <= 0.25
+
+
 # --- damage ---
 
 

@@ -246,6 +246,43 @@ def test_what_a_file_does_not_say_of_its_colours_is_taken_to_be_usual(tiled: Pat
     check_file(tiled)
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_a_picture_stored_turned_or_mirrored_is_refused(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "s.tiff"
+    for value, page in ((1, 0), (orientation, 0), (orientation, 1)):
+        with tifffile.TiffWriter(path) as tiff:
+            for number, step in enumerate((1, 2)):
+                turn = [(274, 3, 1, value, True)] if number == page else []
+                tiff.write(PICTURE[::step, ::step], tile=(64, 64), metadata=None, extratags=turn)
+        if value == 1:
+            check_file(path)
+        else:
+            where = f"directory {page} " if page else ""
+            assert refusal(path) == f"{where}is stored turned or mirrored (orientation {orientation})"
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_the_colours_of_every_level_are_checked(tmp_path: Path, chained: bool) -> None:
+    path, half = tmp_path / "s.tiff", PICTURE[::2, ::2]
+    options: dict[str, Any] = {"tile": (64, 64), "metadata": None}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(PICTURE, **options, photometric="rgb", subifds=None if chained else 1)
+        tiff.write(half.astype(np.uint16), **options, photometric="rgb", subfiletype=1)
+    assert refusal(path) == "directory 1 has 16-bit samples; 8-bit RGB is needed"
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_colours_without_bits_are_refused_where_tiffslide_would_read_them(tmp_path: Path, level: int) -> None:
+    """It takes them for truth values: every pixel is 0 or 1."""
+    path = write_pages(tmp_path / "s.tiff", [PICTURE], levels=1)
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0].pages[0] if level else tiff.pages[0]
+        entry = page.tags[258].offset
+    patch(path, entry, struct.pack("<H", 60000))  # no reader knows this tag
+    where = "directory 1 " if level else ""
+    assert refusal(path) == f"{where}has 1-bit samples; 8-bit RGB is needed"
+
+
 def write_pages(path: Path, pages: list[np.ndarray], *, levels: int = 0) -> Path:
     """Pages of the chain, each with its levels in SubIFDs; a page of truth values is marked as a mask."""
     with tifffile.TiffWriter(path) as tiff:
@@ -269,6 +306,35 @@ def test_a_stack_of_planes_or_channels_is_refused(tmp_path: Path) -> None:
     assert refusal(write_pages(path, [GREY] * 3, levels=1)) == reason.format(3)
 
 
+def test_a_macro_does_not_hide_a_stack(tmp_path: Path) -> None:
+    path, macro = tmp_path / "s.tiff", PICTURE[::3, ::4]
+    reason = "is a stack of 2 images of one size, not one slide"
+    assert refusal(write_pages(path, [PICTURE] * 2 + [macro])) == reason
+    assert refusal(write_pages(path, [macro] + [PICTURE] * 2)) == reason
+    assert refusal(write_pages(path, [PICTURE, PICTURE[::2, ::2], PICTURE, macro])) == reason
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
+        stack = np.stack([PICTURE, PICTURE[::-1]])
+        tiff.write(stack, **options, metadata={"axes": "ZYXS"}, subifds=1)
+        tiff.write(stack[:, ::2, ::2].copy(), **options, subfiletype=1)
+        tiff.write(macro, **options, metadata={"axes": "YXS"})
+    assert refusal(path) == reason
+    check_file(write_pages(path, [PICTURE, macro, macro], levels=1))
+
+
+@pytest.mark.parametrize(("plane", "passes"), [("", True), (' z="0"', True), (' z="1"', False)])
+def test_areas_of_leica_are_no_stack_but_its_planes_are(tmp_path: Path, plane: str, passes: bool) -> None:
+    path = tmp_path / "s.scn"
+    text = f'<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><dimension ifd="1"{plane}/></scn>'
+    with tifffile.TiffWriter(path) as tiff:
+        for number, page in enumerate([PICTURE[::3, ::4], PICTURE, PICTURE]):
+            tiff.write(page, tile=(64, 64), metadata=None, description=None if number else text)
+    if passes:
+        check_file(path)
+    else:
+        assert refusal(path) == "is a stack of 2 images of one size, not one slide"
+
+
 def test_a_pyramid_a_mask_and_rgb_in_planes_are_no_stacks(tmp_path: Path) -> None:
     path, half = tmp_path / "s.tiff", PICTURE[::2, ::2]
     check_file(write_pages(path, [PICTURE, half, half]))
@@ -279,6 +345,7 @@ def test_a_pyramid_a_mask_and_rgb_in_planes_are_no_stacks(tmp_path: Path) -> Non
         options: dict[str, Any] = {"tile": (64, 64), "photometric": "minisblack"}
         tiff.write(np.stack(planes), **options, metadata={"axes": "CYX"}, subifds=1)
         tiff.write(np.stack(planes)[:, ::2, ::2].copy(), **options, subfiletype=1)
+        tiff.write(PICTURE[::3, ::4], tile=(64, 64), photometric="rgb", metadata={"axes": "YXS"})  # a macro
     with Slide(path, mpp=0.5) as slide:
         assert np.array_equal(slide.read(0, 0, size=(400, 300), mpp=0.5), PICTURE)
 
@@ -416,14 +483,28 @@ def test_a_directory_of_an_absurd_number_of_fields(tiled: Path, fields: int) -> 
     assert refusal(tiled) == f"directory 1 is damaged or cut off ({fields:,} fields)"
 
 
+@pytest.mark.parametrize("held", [7, 11, 13, 65_289])
 @pytest.mark.parametrize("tag", [TILE_OFFSETS, TILE_COUNTS])
-def test_a_table_shorter_than_the_grid(tiled: Path, tag: int) -> None:
+def test_a_table_of_another_size_than_the_grid(tiled: Path, tag: int, held: int) -> None:
+    """Of tables that are too long tiffslide makes a black slide."""
     entry, _ = field_at(tiled, tag)
-    patch(tiled, entry + 4, struct.pack("<I", 7))
-    assert refusal(tiled) == "directory 0 needs 12 tiles and lists 7"
+    patch(tiled, entry + 4, struct.pack("<I", held))
+    assert refusal(tiled) == f"directory 0 needs 12 tiles and lists {held:,}"
 
 
-@pytest.mark.parametrize("table", [12, 10**9])
+def test_a_table_that_fits_another_picture_of_the_same_file(tiled: Path) -> None:
+    set_value(tiled, HEIGHT, 20, page=1)
+    assert refusal(tiled) == "directory 1 needs 2 tiles and lists 4"
+
+
+def test_strips_that_are_too_many_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "s.tiff"
+    tifffile.imwrite(path, PICTURE, rowsperstrip=7, compression="zlib", photometric="rgb", metadata=None)
+    set_value(path, STRIP_ROWS, 10)
+    check_file(path)
+
+
+@pytest.mark.parametrize("table", [12, 976_562_500, 10**9])
 def test_an_absurd_size_is_refused_without_making_room_for_it(tiled: Path, table: int) -> None:
     set_value(tiled, WIDTH, 4_000_000)
     set_value(tiled, HEIGHT, 4_000_000)
@@ -434,7 +515,8 @@ def test_an_absurd_size_is_refused_without_making_room_for_it(tiled: Path, table
     reason = refusal(tiled)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert re.search("needs 976,562,500 tiles and lists 12|truncated: tag 324 of directory 0", reason)
+    lists = "needs 976,562,500 tiles and lists (12|1,000,000,000)$"
+    assert re.search(f"{lists}|truncated: tag 324 of directory 0", reason)
     assert peak < 2**20
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,11 @@ def adopt_coordinates(
     file
         The places.
     spec
-        Size, resolution and overlap to file the tiles under. None: the file's pixels and overlap (none, where
-        it does not say), and the microns per pixel that follow from footprint and slide. Slides whose
-        features are to be mixed need one spec, and at a nominal magnification each slide has its own
-        microns per pixel: give the nominal ones then.
+        Size and resolution to file the tiles under, and their overlap, unless the file states another: that
+        counts, as the same share of a tile. None: the file's pixels and overlap (none, where it does not
+        say), and the microns per pixel that follow from footprint and slide. Slides whose features are to be
+        mixed need one spec, and at a nominal magnification each slide has its own microns per pixel: give the
+        nominal ones then.
     mask
         The slide's tissue, for the share of each tile; NaN without.
 
@@ -66,7 +68,7 @@ def adopt_coordinates(
         See `TileStore.begin`.
     """
     _check_fits(slide, file)
-    spec = spec or _own_spec(slide, file)
+    spec = _with_stated_overlap(spec, file) if spec else _own_spec(slide, file)
     warnings = _check_spec(slide, file, spec)
     draft = store.begin("tiles", _recipe(slide, file, spec))
     if draft is None:
@@ -138,6 +140,13 @@ def _check_fits(slide: Slide, file: CoordinateFile) -> None:
             path=slide.path,
             action="Give the slide that they were made from; coordinates are level-0 pixels",
         )
+
+
+def _with_stated_overlap(spec: TileSpec, file: CoordinateFile) -> TileSpec:
+    """The spec with the overlap that the file states, if it states any."""
+    if file.overlap_px is None:
+        return spec
+    return replace(spec, overlap_px=round(file.overlap_px * spec.size_px / file.size_px))
 
 
 def _own_spec(slide: Slide, file: CoordinateFile) -> TileSpec:

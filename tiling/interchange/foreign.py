@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.interchange import clam, trident
-from tiling.interchange.hdf5 import find_dataset, open_foreign, plain, refused
+from tiling.interchange.hdf5 import attributes_of, find_dataset, open_foreign, refused
 from wsi.errors import NoTissueError
 from wsi.geometry import Level
 
@@ -73,7 +73,7 @@ def import_coordinates(path: Path, *, levels: Sequence[Level] = ()) -> Coordinat
     """
     with open_foreign(path) as file:
         dataset = find_dataset(file, COORDS, path)
-        attributes = {key: plain(value) for key, value in dataset.attrs.items()}
+        attributes = attributes_of(dataset)
         origins = _read_origins(dataset, path)
     if attributes.get("patch_size") is None:
         raise refused(
@@ -117,7 +117,7 @@ def import_features(path: Path) -> FeatureFile:
             raise refused(path, f"holds {len(coords)} {COORDS} and {len(dataset)} rows of {FEATURES}")
         if dataset.dtype not in (np.float16, np.float32, np.float64):
             raise refused(path, f"holds {FEATURES} of type {dataset.dtype}, not of floating point")
-        attributes = {key: plain(value) for key, value in dataset.attrs.items()}
+        attributes = attributes_of(dataset)
         origins = _read_origins(coords, path)
         features = np.asarray(dataset[:])
     order = _raster_order(origins, path)
@@ -141,7 +141,7 @@ def import_features(path: Path) -> FeatureFile:
 def stated_encoder(path: Path) -> str | None:
     """What a feature file calls its encoder, without reading its features; None where it does not say."""
     with open_foreign(path) as file:
-        name = plain(find_dataset(file, FEATURES, path).attrs.get("encoder"))
+        name = attributes_of(find_dataset(file, FEATURES, path)).get("encoder")
     return None if name is None else str(name)
 
 

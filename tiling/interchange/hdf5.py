@@ -63,7 +63,7 @@ def refuse_another(path: Path, new: Path, *, overwrite: bool) -> None:
     """`UsageError` where a file of other content than `new` would be replaced, unless that is wanted."""
     if path.exists() and not overwrite and not filecmp.cmp(new, path, shallow=False):
         raise UsageError(
-            "another file is there already", path=path, action="Export to another folder, or delete it"
+            "another file is there already", path=path, action="Export to another folder, or use --overwrite"
         )
 
 
@@ -112,6 +112,15 @@ def find_dataset(file: Any, name: str, path: Path) -> Any:
     if len(dataset) > MOST_TILES:
         raise refused(path, f"{name!r} has {len(dataset):,} rows, {MOST_TILES:,} at most are possible")
     return dataset
+
+
+def attributes_of(dataset: Any) -> dict[str, Any]:
+    """Its attributes as Python has them, without those of a type that NumPy has not: they are no tool's."""
+    found = {}
+    for name in dataset.attrs:
+        with contextlib.suppress(TypeError):
+            found[name] = plain(dataset.attrs[name])
+    return found
 
 
 def refused(path: Path, reason: str, action: str | None = None) -> UsageError:
