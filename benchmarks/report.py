@@ -35,10 +35,10 @@ class Report:
     """For each table."""
     goals: list[Goal] = field(default_factory=list)
 
-    def take_turns(self, title: str, ways: Mapping[str, Way]) -> Measured:
-        """Measure what the next table is about."""
+    def take_turns(self, title: str, ways: Mapping[str, Way], *, times: float = 1) -> Measured:
+        """Measure what the next table is about, for so many times the usual time."""
         print(f"\n### {title}\n", flush=True)
-        return take_turns(ways, seconds=self.seconds)
+        return take_turns(ways, seconds=times * self.seconds)
 
     def table(
         self, unit: str, measured: Measured, *, base: str, off: Mapping[str, str] | None = None

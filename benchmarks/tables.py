@@ -27,6 +27,8 @@ CHECKED = 16
 STAIN_TILES = 64
 WHOLE_SECONDS = 4.0
 """About what all of a slide takes."""
+WHOLE_TIMES = 4
+"""Turns are so long that there must be more time for them."""
 
 USUAL = TileSpec(size_px=256, mpp=0.5)
 
@@ -196,7 +198,7 @@ def whole_table(bench: Bench, path: Path) -> None:
         imported.format("2 threads"): library(2),
     }
     base = next(iter(ways))
-    measured = bench.report.take_turns(f"All of `microtome tile`: {path.name}", ways)
+    measured = bench.report.take_turns(f"All of `microtome tile`: {path.name}", ways, times=WHOLE_TIMES)
     bench.report.table("tiles", measured, base=base)
     for kind, said in ((whole, "`microtome tile`"), (imported, "the same without start and imports")):
         one, two = (measured.costs.get(kind.format(n)) for n in ("1 thread", "2 threads"))

@@ -55,7 +55,7 @@ def sample_pixels(
         for origin, tile in zip(places.tolist(), _read(cutter, places, threads), strict=True):
             if tile is not None:
                 inside = _on_tissue(mask, (origin[0], origin[1]), size=size, step=step)
-                pixels.append(tile[inside][::every])
+                pixels.append(tile.reshape(-1, 3)[np.flatnonzero(inside)[::every]])
     return np.concatenate(pixels) if pixels else np.empty((0, 3), np.uint8)
 
 

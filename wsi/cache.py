@@ -49,6 +49,14 @@ class TileCache:
                 pass
         return tile
 
+    def take(self, key: Hashable, make: Callable[[], Tile]) -> Tile:
+        """The same for the last time: it is not kept, so that its memory, still near, serves the next one."""
+        with self._lock:
+            tile = self._tiles.pop(key, None)
+            if tile is not None:
+                self._held -= tile.nbytes
+        return make() if tile is None else tile
+
     def _make(self, key: Hashable, make: Callable[[], Tile], mine: Lock) -> Tile:
         tile = None
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -49,6 +49,9 @@ _VENDORS = {"aperio", "generic-tiff", "philips"}
 """OpenSlide's names of formats whose tiles neither overlap nor lie at an offset."""
 _MOST_TILE_BYTES = 64 << 20
 _WITNESSES = 8  # tiles that are tried until one can be compared with the reference
+
+Get = Callable[[tuple[int, ...], Callable[[], NDArray[np.uint8]]], NDArray[np.uint8]]
+"""Of `TileCache`."""
 
 _log = logging.getLogger(__name__)
 
@@ -122,11 +125,13 @@ class DirectReader:
         *,
         reduce: int = 1,
         out: NDArray[np.uint8] | None = None,
+        overlap: int | None = None,
     ) -> NDArray[np.uint8]:
         """``(height, width, 3)`` RGB: `size` pixels of a level at one to `reduce`, from (column, row) on.
 
-        All of them lie on the level; with `out` they are put there. `SlideError` names the place of a damaged
-        tile.
+        All of them lie on the level; with `out` they are put there. `overlap` is by how many pixels the next
+        regions, to the right and below, reach into this one: tiles that they do not want are kept no longer.
+        None: that is not known. `SlideError` names the place of a damaged tile.
         """
         found = self._levels[level]
         width, height = found.tile[0] // reduce, found.tile[1] // reduce
@@ -137,18 +142,20 @@ class DirectReader:
             return self._decode(level, across[0][0], down[0][0], reduce=reduce, out=out)
         # What one row of output needs of the next one is kept, and no more: memory that is touched is time.
         self._cache.limit = min(CACHE_BYTES, (len(down) + 1) * found.columns * width * height * 3)
+        reach = 0 if overlap is None else overlap
+        right, bottom = column + size[0] - reach, row + size[1] - reach
         for tile_row, inside_y, place_y in down:
             for tile_column, inside_x, place_x in across:
-                tile = self._tile(level, tile_column, tile_row, reduce)
+                is_last = (tile_column + 1) * width <= right and (tile_row + 1) * height <= bottom
+                get = self._cache.take if is_last and overlap is not None else self._cache.get
+                tile = self._tile(get, level, tile_column, tile_row, reduce)
                 result[place_y, place_x] = tile[inside_y, inside_x]
         return result
 
     # One tile --------------------------------------------------------------------------------------------
 
-    def _tile(self, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:
-        return self._cache.get(
-            (level, column, row, reduce), lambda: self._decode(level, column, row, reduce=reduce)
-        )
+    def _tile(self, get: Get, level: int, column: int, row: int, reduce: int) -> NDArray[np.uint8]:
+        return get((level, column, row, reduce), lambda: self._decode(level, column, row, reduce=reduce))
 
     def _decode(
         self, level: int, column: int, row: int, *, reduce: int, out: NDArray[np.uint8] | None = None

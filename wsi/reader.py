@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -109,8 +110,13 @@ class Reader:
         x0, y0 = places[0]
         union = Region(x0, y0, places[-1][0] - x0 + width, height)
         if apart or union.width * union.height > BLOCK_PIXELS:
+            # What neighbours share, to a pixel where positions are rounded; rows share as much. Of a tile
+            # alone nothing is known.
+            overlap = None
+            if len(places) > 1:
+                overlap = width - (places[1][0] - x0) + (0 if width % 1 == 0 else 1)
             for place, tile in zip(places, out, strict=True):
-                self._read_into(tile, *place, size, scale, exact=exact)
+                self._read_into(tile, *place, size, scale, overlap, exact=exact)
             return
         # Level 0 only: positions on coarser levels are rounded by the backend, and would depend on the run.
         pixels, _, _ = self._fetch(union, plane)
@@ -121,11 +127,20 @@ class Reader:
             tile[...] = area_resample(alone, Region(0, 0, width, height), size)
 
     def _read_into(
-        self, out: NDArray[np.uint8], x: float, y: float, size: tuple[int, int], scale: Pair, *, exact: bool
+        self,
+        out: NDArray[np.uint8],
+        x: float,
+        y: float,
+        size: tuple[int, int],
+        scale: Pair,
+        overlap: float | None,
+        *,
+        exact: bool,
     ) -> None:
         """`read`, without a copy on the way where the pixels of the plane are those that are wanted."""
         plane, snapped = self._plane_of_tile(x, y, size, scale, exact=exact)
         here = plane.size
+        shared = None if overlap is None else max(0, math.ceil(overlap / here.downsample_x - 1e-9))
         left, top = x / here.downsample_x, y / here.downsample_y
         if (
             snapped == (here.downsample_x, here.downsample_y)
@@ -136,9 +151,11 @@ class Reader:
             and self._is_direct(plane)
             and (direct := self._open_direct())
         ):
-            direct.read(plane.level, int(left), int(top), size, reduce=plane.reduce, out=out)
+            where = plane.level, int(left), int(top), size
+            direct.read(*where, reduce=plane.reduce, out=out, overlap=shared)
         else:
-            out[...] = self._in_blocks(x, y, size, snapped, plane, self._cut)
+            cut = partial(self._cut, overlap=shared)
+            out[...] = self._in_blocks(x, y, size, snapped, plane, cut)
 
     def preview(self, size: tuple[int, int], scale: Pair, damage: Damage | None) -> NDArray[np.uint8]:
         """The slide from its corner on, from any plane that is fine enough.
@@ -255,9 +272,11 @@ class Reader:
             image[top : top + block[1], left : left + block[0]] = cut(region, block, plane)
         return image
 
-    def _cut(self, region: Region, size: tuple[int, int], plane: Plane) -> NDArray[np.uint8]:
+    def _cut(
+        self, region: Region, size: tuple[int, int], plane: Plane, overlap: int | None = None
+    ) -> NDArray[np.uint8]:
         """Cut the region out of one plane: whole pixels around it, then the exact average."""
-        pixels, left, top = self._fetch(region, plane)
+        pixels, left, top = self._fetch(region, plane, overlap)
         here = plane.size
         window = Region(left, top, region.width / here.downsample_x, region.height / here.downsample_y)
         return area_resample(pixels, window, size)
@@ -290,7 +309,9 @@ class Reader:
             )
         return image
 
-    def _fetch(self, region: Region, plane: Plane) -> tuple[NDArray[np.uint8], float, float]:
+    def _fetch(
+        self, region: Region, plane: Plane, overlap: int | None = None
+    ) -> tuple[NDArray[np.uint8], float, float]:
         """Whole pixels of a plane that cover the region, white beyond the plane; and its corner in them."""
         here = plane.size
         across = _span(region.x, region.right, here.downsample_x, here.width)
@@ -301,7 +322,7 @@ class Reader:
         place, size = (across.first, down.first), (across.count, down.count)
         direct = self._open_direct() if self._is_direct(plane) else None
         if direct is not None:
-            pixels = direct.read(plane.level, *place, size, reduce=plane.reduce)
+            pixels = direct.read(plane.level, *place, size, reduce=plane.reduce, overlap=overlap)
         else:
             pixels = self._backend.read_level(plane.level, *place, size)
         if across.before or across.after or down.before or down.after:
