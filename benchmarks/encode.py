@@ -1,6 +1,6 @@
 """Tiles encoded a second, against a plain loop over the same timm network in fp32.
 
-    python benchmarks/encode.py [--device cpu] [--threads 2] [ENCODER ...]
+    python -m benchmarks.encode [--device cpu] [--threads 2] [ENCODER ...]
 
 Weights are drawn at random: they do not change the speed. Tiles have the network's input size, so that
 both sides do the same work. Ways take turns, and the best of several rounds counts, so that other work on

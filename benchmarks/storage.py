@@ -1,8 +1,8 @@
 """What storing tiles costs, and reading them at random: our shards against zarr, zarrs, tensorstore and HDF5.
 
     pip install zarrs tensorstore h5py  # each of them may be missing: its rows are left out
-    python benchmarks/storage.py        # tiles of a slide drawn for the purpose
-    python benchmarks/storage.py --slides a.svs b.svs --seconds 90
+    python -m benchmarks.storage        # tiles of a slide drawn for the purpose
+    python -m benchmarks.storage --slides a.svs b.svs --seconds 90
 
 Prints Markdown. Tiles are of 256 px at 0.5 µm, normalised as `microtome tile` does it; a random batch is 64
 tiles out of all. Ways take turns, and the best round of each counts, so that other work on the machine

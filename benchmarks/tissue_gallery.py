@@ -1,6 +1,6 @@
 """Judge the tissue mask on every real section: prints a table, and draws a contact sheet to look at.
 
-    python benchmarks/tissue_gallery.py --slides ../shared/slides --picture docs/tissue.jpg
+    python -m benchmarks.tissue_gallery --slides ../shared/slides --picture docs/tissue.jpg
 
 Green is the outline of the default method, orange that of the saturation Otsu.
 """

@@ -62,6 +62,18 @@ def test_goals_are_held_against_what_was_measured(run: tuple[str, Path]) -> None
         )
 
 
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if "ArgumentParser" in p.read_text())
+)
+def test_every_benchmark_starts_as_it_says(name: str) -> None:
+    command = f"-m benchmarks.{name}" if name != "tiling" else "benchmarks/tiling.py"
+    assert f"python {command}" in (ROOT / "benchmarks" / f"{name}.py").read_text()
+    words = [sys.executable, *command.split(), "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
 def test_the_drawn_slide_is_like_a_scanner_s(run: tuple[str, Path]) -> None:
     _, path = run
     with openslide.OpenSlide(path) as bare:

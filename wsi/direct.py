@@ -36,8 +36,8 @@ AGREEMENT = 2.0
 """Mean difference from the reference, in grey levels at an eighth of the size, up to which a level is read
 directly. JPEG and JPEG 2000 agree with OpenSlide exactly; colours misread differ by tens."""
 COARSE = 12.0
-"""Mean quantisation step, that of quality 89. From there on tiles at half scale lose 0.1 to 0.8 dB to tiles
-decoded whole and averaged (docs/benchmarks.md). Finer JPEG loses up to 2.4 dB, and is decoded whole."""
+"""Mean quantisation step, that of quality 89. From there on tiles at half scale lose 0.1 to 0.7 dB to tiles
+decoded whole and averaged (docs/benchmarks.md). Finer JPEG loses up to 2.3 dB, and is decoded whole."""
 REDUCTIONS = (8, 4, 2)
 """Scales, one to, at which tiles are decoded apart from whole."""
 

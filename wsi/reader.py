@@ -3,8 +3,8 @@
 A *plane* is a level, or a level at one to two, four or eight: JPEG tiles can be decoded at these scales in
 the transform itself (`wsi.direct`). Tiles come from a half plane only where they are a whole number of its
 pixels apart and begin on one, and where JPEG's quantisation is that of a quality below 90: there it is within
-0.8 dB of decoding whole and averaging. Elsewhere the half plane would have to be interpolated, which costs
-4 to 5 dB (docs/benchmarks.md), so tiles are decoded whole. Previews take any plane that is fine enough.
+0.7 dB of decoding whole and averaging. Elsewhere the half plane would have to be interpolated, which costs
+6 to 9 dB (docs/benchmarks.md), so tiles are decoded whole. Previews take any plane that is fine enough.
 """
 
 from __future__ import annotations
