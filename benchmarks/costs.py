@@ -200,11 +200,10 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def launched(words: Sequence[str], *, variables: Mapping[str, str] | None = None) -> Cost:
+def launched(words: Sequence[str]) -> Cost:
     """Of a whole program, from its start to its end, as one unit."""
     launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, *words]
-    environment = {**os.environ, **(variables or {})}
-    done = subprocess.run(launch, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(launch, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WayError((done.stderr.strip().splitlines() or ["it failed"])[-1])
     return Cost(**json.loads(done.stdout))

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from wsi.errors import SlideError
 from wsi.geometry import Level
+from wsi.tiff import RGB_AGAIN
 
 _DAMAGED = "Re-copy the slide, or leave it out: the other slides go on"
-_CONVERT = "Convert it to 8-bit RGB, as a tiled pyramid"
 _ROUNDING = 2
 """Pixels by which a level may be larger or smaller than the slide's size over one ratio: writers halve again
 and again, and round each time."""
@@ -174,7 +174,7 @@ class TiffSlideBackend:
                 found = f"takes its samples for {page.dtype}, not for 8-bit numbers"
             else:
                 continue
-            raise SlideError(f"tiffslide {found}", path=self._path, action=_CONVERT)
+            raise SlideError(f"tiffslide {found}", path=self._path, action=RGB_AGAIN)
 
     def _fill_with_white(self) -> None:
         """Have tiles that were never scanned be white: tifffile would make them black."""

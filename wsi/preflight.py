@@ -21,7 +21,7 @@ from typing import NoReturn
 import numpy as np
 
 from wsi.errors import SlideError
-from wsi.tiff import COPY_AGAIN, SUBIFDS, TILED_AGAIN, Directory, Tiff
+from wsi.tiff import COPY_AGAIN, RGB_AGAIN, SUBIFDS, TILED_AGAIN, Directory, Tiff
 
 MAX_SEGMENT_BYTES = 64 * 2**20
 """Decoded bytes of one tile or strip."""
@@ -31,7 +31,6 @@ MAX_DESCRIPTION_BYTES = 64 * 2**10
 """Bytes of the ImageDescription that are read."""
 
 _ORIGINAL = "Give the slide file that the scanner wrote"
-_CONVERT = "Convert it to 8-bit RGB, as a tiled pyramid"
 _ONE_RGB = "Save one focal plane, or one RGB picture, as a tiled pyramid"
 _UPRIGHT = "Re-save it upright, as a tiled pyramid"
 
@@ -237,7 +236,7 @@ def _check_colours(tiff: Tiff, directory: Directory, facts: FileFacts) -> None:
         found = "is YCbCr that is no JPEG"
     where = "" if directory.name == "directory 0" else f"{directory.name} "
     if found:
-        tiff.fail(f"{where}{found}; 8-bit RGB is needed", _CONVERT)
+        tiff.fail(f"{where}{found}; 8-bit RGB is needed", RGB_AGAIN)
     if (orientation := tiff.value(directory, _ORIENTATION, 1)) != 1:
         # OpenSlide turns each tile by itself, or none; others none.
         tiff.fail(f"{where}is stored turned or mirrored (orientation {orientation})", _UPRIGHT)

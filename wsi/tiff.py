@@ -19,6 +19,7 @@ from wsi.errors import SlideError
 
 COPY_AGAIN = "Copy or download it again"
 TILED_AGAIN = "Re-save it as a tiled pyramidal TIFF"
+RGB_AGAIN = "Convert it to 8-bit RGB, as a tiled pyramid"
 MAX_DIRECTORIES = 512
 """Directories in one file; the largest pyramids have some tens."""
 SUBIFDS = 330

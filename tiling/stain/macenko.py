@@ -86,7 +86,7 @@ class MacenkoNormalizer:
         )
 
 
-@lru_cache(maxsize=8)  # the inverse takes as long as a third of a tile
+@lru_cache(maxsize=8)  # once a slide, not once a tile
 def _plan(normalizer: MacenkoNormalizer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The density of each intensity ``(256,)``, and the matrix ``(3, 3)`` from densities to the target's."""
     matrix = -mixing(normalizer.target, normalizer.maxima) @ unmixing(normalizer.stains)

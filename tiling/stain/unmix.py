@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self, TypeVar
 
 import cv2
@@ -82,9 +83,12 @@ def maxima_of(concentration: Floats) -> tuple[float, float]:
     return pair(maxima)
 
 
+@lru_cache(maxsize=8)  # asked for with every strip of a slide's tiles, and slow
 def unmixing(stains: Stains) -> Floats:
-    """The matrix ``(2, 3)`` that takes densities to concentrations by least squares."""
-    return np.asarray(np.linalg.pinv(np.array(stains).T))
+    """The matrix ``(2, 3)`` that takes densities to concentrations by least squares; not to be written to."""
+    matrix = np.asarray(np.linalg.pinv(np.array(stains).T))
+    matrix.setflags(write=False)
+    return matrix
 
 
 def mixing(target: StainTarget | None, maxima: tuple[float, float]) -> Floats:
