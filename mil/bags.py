@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,34 @@ from torch import Tensor
 from wsi.errors import UsageError
 
 Features = NDArray[np.float16] | NDArray[np.float32]
+Rows = NDArray[np.int64]
+"""``(k,)`` numbers of tiles within a bag."""
+
+
+class BagSource(Protocol):
+    """A slide whose features can be read, whole or in part: in memory (`Bag`) or on disk (`StoredBag`)."""
+
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide."""
+
+    @property
+    def label(self) -> int | None:
+        """Index of the class; None where it is unknown."""
+
+    @property
+    def patient(self) -> str | None:
+        """Whose slide it is; None where that is unknown."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+
+    def __len__(self) -> int:
+        """Tiles, n."""
+
+    def read(self, rows: Rows | None = None) -> Bag:
+        """The bag, or one of some of its tiles, in the order asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +94,46 @@ class Bag:
         """Length of a feature vector."""
         return int(self.features.shape[1])
 
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """``(n, 2)`` column and row of each tile in the slide's grid, from 0; see `grid_places`."""
+        return grid_places(self.origins)
+
+    def read(self, rows: Rows | None = None) -> Bag:
+        """Itself, or a bag of some of its tiles, in the order asked for."""
+        if rows is None:
+            return self
+        return replace(self, features=self.features[rows], origins=self.origins[rows])
+
     def _refused(self, reason: str) -> UsageError:
         return UsageError(
             f"slide {self.slide_id!r} {reason}", action="Encode it again, or leave it out of the labels"
         )
+
+
+def grid_places(origins: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Column and row of each tile, from its level-0 origin; the first column and the first row are 0.
+
+    The step is the median distance between neighbouring columns and rows. Origins are rounded to whole
+    pixels, and regions may have grids of their own: places are where a tile stands, to the nearest step.
+
+    Parameters
+    ----------
+    origins
+        ``(n, 2)`` level-0 (x, y).
+
+    Returns
+    -------
+    ``(n, 2)`` int64.
+
+    Examples
+    --------
+    >>> grid_places(np.array([[100, 50], [356, 50], [100, 306], [868, 306]], np.int32)).tolist()
+    [[0, 0], [1, 0], [0, 1], [3, 1]]
+    """
+    gaps = np.concatenate([np.diff(np.unique(origins[:, axis])) for axis in (0, 1)])  # (g,)
+    step = float(np.median(gaps)) if len(gaps) else 1.0
+    return np.asarray(np.rint((origins - origins.min(axis=0)) / step), np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +144,14 @@ class PackedBags:
     """``(N, D)`` float32, bag after bag."""
     bag_of_row: Tensor
     """``(N,)`` int64: which bag each row belongs to, ascending."""
+    places: Tensor
+    """``(N, 2)`` int64: column and row of each tile in its slide's grid."""
     sizes: tuple[int, ...]
-    """Rows of each of the B bags."""
+    """Rows of each of the B bags, none of them 0."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1 or sum(self.sizes) != len(self.features):
+            raise ValueError(f"{len(self.features)} rows are no bags of {self.sizes[:5]} rows")
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -106,39 +177,17 @@ def pack(bags: Sequence[Bag], *, device: torch.device | None = None) -> PackedBa
     sizes = tuple(len(bag) for bag in bags)
     features = np.concatenate([bag.features for bag in bags], dtype=np.float32)  # (N, D)
     bag_of_row = np.repeat(np.arange(len(bags)), sizes)  # (N,)
-    return PackedBags(torch.from_numpy(features).to(device), torch.from_numpy(bag_of_row).to(device), sizes)
+    places = np.concatenate([bag.places for bag in bags])  # (N, 2)
+    return PackedBags(
+        torch.from_numpy(features).to(device),
+        torch.from_numpy(bag_of_row).to(device),
+        torch.from_numpy(places).to(device),
+        sizes,
+    )
 
 
-def segment_softmax(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
-    """Softmax over the rows of each bag.
-
-    Parameters
-    ----------
-    logits
-        ``(N, K)`` of any float type; computed in float32.
-    bag_of_row
-        ``(N,)`` int64.
-    bag_count
-        B.
-
-    Returns
-    -------
-    ``(N, K)`` float32; over the rows of a bag each of the K columns sums to 1.
-    """
-    logits = logits.float()
-    index = bag_of_row[:, None].expand_as(logits)  # (N, K)
-    lowest = logits.new_full((bag_count, logits.shape[1]), -torch.inf)
-    # The peak only keeps exp from overflowing; it cancels, so no gradient goes through it.
-    peak = lowest.scatter_reduce(0, index, logits.detach(), "amax")  # (B, K)
-    exponentials = (logits - peak[bag_of_row]).exp()  # (N, K)
-    totals = segment_sum(exponentials, bag_of_row, bag_count)  # (B, K)
-    return exponentials / totals[bag_of_row]
-
-
-def segment_sum(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
-    """Sum the rows of each bag: ``(N, K)`` to ``(B, K)``, in float32.
-
-    On a CPU rows are added one after the other, so the result has the same bits every time.
-    """
-    zeros = values.new_zeros((bag_count, values.shape[1]), dtype=torch.float32)
-    return zeros.index_add(0, bag_of_row, values.float())
+def each_alone(features: Tensor) -> PackedBags:
+    """A bag for each of N rows: what a head says of these is what each tile speaks for by itself."""
+    count = len(features)
+    places = features.new_zeros((count, 2), dtype=torch.int64)
+    return PackedBags(features, torch.arange(count, device=features.device), places, (1,) * count)

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mil.bags import Bag, pack, segment_softmax
+from mil.bags import Bag, each_alone, pack
 from mil.checkpoint import Model
 from mil.encoders import folder_name
 from mil.features import FeatureRecipe, read_bag
 from mil.heads import Head
+from mil.segments import segment_softmax
 from tiling.commit import Commit
 from tiling.store import TileStore, make_array, write_group
 from tiling.versions import versions
@@ -59,7 +60,7 @@ def predict_bag(head: Head, bag: Bag) -> Prediction:
     device = next(head.parameters()).device
     packed = pack([bag], device=device)
     with _in_eval_mode(head):
-        output = head(packed.features, packed.bag_of_row, 1)
+        output = head(packed)
         slices = [_scores_alone(head, rows) for rows in torch.split(packed.features, ROWS_PER_SLICE)]
     attention = segment_softmax(output.attention_logits, packed.bag_of_row, 1).mean(dim=1)  # (n,)
     prediction = Prediction(
@@ -77,8 +78,7 @@ def predict_bag(head: Head, bag: Bag) -> Prediction:
 
 def _scores_alone(head: Head, rows: Tensor) -> Tensor:
     """``(k, C)``: class probabilities of k rows, each as a bag of its own."""
-    alone = torch.arange(len(rows), device=rows.device)
-    logits: Tensor = head(rows, alone, len(rows)).logits  # (k, C)
+    logits: Tensor = head(each_alone(rows)).logits  # (k, C)
     return logits.softmax(dim=1)
 
 

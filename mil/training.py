@@ -145,7 +145,7 @@ def _make_step(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps_in_all)
 
     def step(batch: PackedBags, labels: Tensor, class_weights: Tensor) -> float:
-        logits = head(batch.features, batch.bag_of_row, len(batch)).logits  # (B, C)
+        logits = head(batch).logits  # (B, C)
         losses = _weighted_losses(logits, labels, class_weights)  # (B,)
         optimizer.zero_grad()
         torch.autograd.backward(losses.mean())

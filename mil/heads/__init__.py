@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mil.heads.contract import Head, HeadOutput, Settings
+from mil.heads.contract import Criterion, Head, HeadOutput, Settings
 from mil.heads.gated_abmil import GatedABMIL
 from wsi.errors import UsageError
 
-__all__ = ["DEFAULT_HEAD", "HEADS", "Head", "HeadOutput", "Settings", "build_head"]
+__all__ = ["DEFAULT_HEAD", "HEADS", "Criterion", "Head", "HeadOutput", "Settings", "build_head"]
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (GatedABMIL,)}
 """Heads by name."""

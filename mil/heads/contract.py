@@ -9,14 +9,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from mil.bags import PackedBags
+
 Settings = Mapping[str, int | float]
 """Hyper-parameters by name, beyond `dim` and `classes`."""
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""From logits ``(B, C)`` and labels ``(B,)`` int64 to a loss a bag, ``(B,)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +31,16 @@ class HeadOutput:
     logits: Tensor
     """``(B, C)``, before the softmax over classes."""
     attention_logits: Tensor
-    """``(N, K)``, before the softmax over a bag's rows."""
+    """``(N, K)``, before the softmax over a bag's rows. Columns are classes where K is C and more than 1."""
+    contributions: Tensor | None = None
+    """``(N, C)``: what each tile adds to its bag's logits, where these are such a sum and a bias."""
 
 
 class Head(nn.Module):
     """From the feature vectors of packed bags to class logits.
 
-    The result for a bag depends on no other bag of the batch. A subclass is one file, stands in `HEADS`, and
+    The result for a bag depends on no other bag of the batch, and not on the order of its rows (a head that
+    knows of positions takes them from `PackedBags.places`). A subclass is one file, stands in `HEADS`, and
     takes ``(dim, classes, **settings)``.
     """
 
@@ -45,16 +53,14 @@ class Head(nn.Module):
     settings: Settings
     """The hyper-parameters it was made with, so that a checkpoint can make it again."""
 
-    def forward(self, features: Tensor, bag_of_row: Tensor, bag_count: int) -> HeadOutput:
-        """Judge bags.
-
-        Parameters
-        ----------
-        features
-            ``(N, D)`` float32, bag after bag.
-        bag_of_row
-            ``(N,)`` int64: which bag each row belongs to.
-        bag_count
-            B; every bag has at least one row.
-        """
+    def forward(self, bags: PackedBags) -> HeadOutput:
+        """Judge bags: D-long features in, float32 logits out."""
         raise NotImplementedError
+
+    def losses(self, bags: PackedBags, labels: Tensor, criterion: Criterion) -> Tensor:
+        """``(B,)``: what training lowers, for labels ``(B,)`` int64.
+
+        By default the criterion of the bags' logits. A method with a loss of its own overrides this, and says
+        in its docstring how the parts are weighed.
+        """
+        return criterion(self(bags).logits, labels)

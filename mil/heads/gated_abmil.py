@@ -27,10 +27,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mil.bags import segment_softmax, segment_sum
+from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
+from mil.segments import segment_softmax, segment_sum
 
 
 class GatedABMIL(Head):
@@ -65,12 +66,13 @@ class GatedABMIL(Head):
         self.W = nn.Linear(hidden, classes)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor, bag_of_row: Tensor, bag_count: int) -> HeadOutput:
+    def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1: one attention for all classes."""
-        h = self.dropout(torch.relu(self.P(features)))  # (N, L)
+        h = self.dropout(torch.relu(self.P(bags.features)))  # (N, L)
         tanh = self.dropout(torch.tanh(self.V(h)))  # (N, A)
         gate = self.dropout(torch.sigmoid(self.U(h)))  # (N, A)
         a = self.w(tanh * gate)  # (N, 1)
-        alpha = segment_softmax(a, bag_of_row, bag_count)  # (N, 1)
-        z = segment_sum(alpha * h, bag_of_row, bag_count)  # (B, L)
-        return HeadOutput(logits=self.W(z), attention_logits=a)  # (B, C), (N, 1)
+        alpha = segment_softmax(a, bags.bag_of_row, len(bags))  # (N, 1)
+        z = segment_sum(alpha * h, bags.bag_of_row, len(bags))  # (B, L)
+        contributions = alpha * nn.functional.linear(h, self.W.weight)  # (N, C)
+        return HeadOutput(self.W(z), a, contributions)  # (B, C), (N, 1), (N, C)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil.bags import Bag, pack, segment_softmax, segment_sum
+from mil.bags import Bag, pack
+from mil.segments import segment_softmax, segment_sum
 from wsi.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mil.bags import segment_softmax
+from mil.bags import PackedBags
 from mil.heads import HEADS, Head, HeadOutput, build_head
 from mil.heads.gated_abmil import GatedABMIL
 from wsi.errors import UsageError
@@ -28,10 +28,16 @@ def rows(count: int, seed: int = 0) -> Tensor:
     return torch.randn((count, DIM), generator=torch.Generator().manual_seed(seed))
 
 
+def packed(features: Tensor, sizes: Sequence[int]) -> PackedBags:
+    """Bags of tiles that stand in one row each."""
+    bag_of_row = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    columns = torch.cat([torch.arange(size) for size in sizes])
+    return PackedBags(features, bag_of_row, torch.stack([columns, 0 * columns], dim=1), tuple(sizes))
+
+
 @torch.inference_mode()
 def judge(head: Head, bags: Sequence[Tensor]) -> HeadOutput:
-    sizes = torch.tensor([len(bag) for bag in bags])
-    return head(torch.cat(list(bags)), torch.repeat_interleave(torch.arange(len(bags)), sizes), len(bags))
+    return head(packed(torch.cat(list(bags)), [len(bag) for bag in bags]))
 
 
 def test_a_bag_is_judged_the_same_alone_and_in_company(head: Head) -> None:
@@ -67,7 +73,7 @@ def test_one_tile_is_a_bag(head: Head) -> None:
 
 def test_no_gradient_reaches_another_bag(head: Head) -> None:
     features = rows(10).requires_grad_()
-    output = head(features, torch.tensor([0] * 4 + [1] * 6), 2)
+    output = head(packed(features, [4, 6]))
     output.logits[0].sum().backward()
     assert features.grad is not None
     assert (features.grad[4:] == 0).all()
@@ -83,7 +89,7 @@ def test_the_gradient_is_that_of_the_formula() -> None:
     head.float()
     ours = features.detach().float().requires_grad_()
     theirs = features.detach().float().requires_grad_()
-    head(ours, bag_of_row, 2).logits.square().sum().backward()
+    head(packed(ours, [3, 4])).logits.square().sum().backward()
     naive(head, theirs, bag_of_row, 2).square().sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
 
@@ -107,18 +113,16 @@ def test_gated_attention_is_the_papers_formula() -> None:
     head = GatedABMIL(DIM, CLASSES).eval()
     features, bag_of_row = rows(30), torch.tensor([0] * 12 + [1] + [2] * 17)
     with torch.inference_mode():
-        ours = head(features, bag_of_row, 3).logits
+        ours = head(packed(features, [12, 1, 17])).logits
         torch.testing.assert_close(ours, naive(head, features, bag_of_row, 3), atol=1e-5, rtol=1e-5)
 
 
 def test_contributions_of_tiles_sum_to_the_logit() -> None:
     head = GatedABMIL(DIM, CLASSES).eval()
-    features, alone = rows(15), torch.zeros(15, dtype=torch.long)
-    with torch.inference_mode():
-        output = head(features, alone, 1)
-        alpha = segment_softmax(output.attention_logits, alone, 1)
-        contributions = alpha * (torch.relu(head.P(features)) @ head.W.weight.T)
-        torch.testing.assert_close(contributions.sum(0) + head.W.bias, output.logits[0], atol=1e-5, rtol=1e-5)
+    output = judge(head, [rows(15)])
+    assert output.contributions is not None
+    total = output.contributions.sum(0) + head.W.bias
+    torch.testing.assert_close(total, output.logits[0], atol=1e-5, rtol=1e-5)
 
 
 def test_the_default_has_the_parameters_of_the_slide_flavour() -> None:
@@ -128,10 +132,10 @@ def test_the_default_has_the_parameters_of_the_slide_flavour() -> None:
 
 def test_dropout_acts_in_training_only() -> None:
     head = GatedABMIL(DIM, CLASSES)
-    bag, alone = rows(6), torch.zeros(6, dtype=torch.long)
-    assert not torch.equal(head(bag, alone, 1).logits, head(bag, alone, 1).logits)
+    bag = packed(rows(6), [6])
+    assert not torch.equal(head(bag).logits, head(bag).logits)
     head.eval()
-    assert torch.equal(head(bag, alone, 1).logits, head(bag, alone, 1).logits)
+    assert torch.equal(head(bag).logits, head(bag).logits)
 
 
 def test_a_head_can_be_made_again_from_its_settings(head: Head) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mil import predict
-from mil.bags import Bag
+from mil.bags import Bag, PackedBags
 from mil.checkpoint import Model, describe
 from mil.device import Precision
 from mil.encode import encode_slide
@@ -92,8 +91,8 @@ class GivesNaN(Head):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, features: Tensor, bag_of_row: Tensor, bag_count: int) -> HeadOutput:
-        return HeadOutput(torch.full((bag_count, 2), torch.nan), torch.zeros(len(features), 1))
+    def forward(self, bags: PackedBags) -> HeadOutput:
+        return HeadOutput(torch.full((len(bags), 2), torch.nan), torch.zeros(len(bags.features), 1))
 
 
 def test_nan_and_another_length_are_refused() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mil.bags import Bag
+from mil.bags import Bag, PackedBags
 from mil.evaluation import slide_auc
 from mil.heads import HEADS, Head, HeadOutput
 from mil.heads.gated_abmil import GatedABMIL
@@ -131,8 +131,8 @@ def test_one_class_a_missing_and_an_unknown_label_are_refused() -> None:
 class Diverges(GatedABMIL):
     name = "diverges"
 
-    def forward(self, features: torch.Tensor, bag_of_row: torch.Tensor, bag_count: int) -> HeadOutput:
-        output = super().forward(features, bag_of_row, bag_count)
+    def forward(self, bags: PackedBags) -> HeadOutput:
+        output = super().forward(bags)
         return HeadOutput(output.logits * torch.inf, output.attention_logits)
 
 
