@@ -43,7 +43,8 @@ def encoding(
 ) -> Step:
     """The step that encodes as `add_network` says; `expected` is the identity that a model needs."""
     from mil.device import Precision, choose_device
-    from mil.encoders import load_encoder, require_identity
+    from mil.encoder import require_identity
+    from mil.encoders import load_encoder
     from mil.steps import encode_step
 
     encoder = load_encoder(name, weights=arguments.weights, device=str(choose_device(arguments.device)))

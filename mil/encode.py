@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mil.device import Precision, best_precision
-from mil.encoders import Encoder
+from mil.encoder import Encoder
 from tiling.commit import Commit
 from tiling.store import TileStore, make_array
 from tiling.versions import versions

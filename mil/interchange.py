@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mil.encoders import folder_name
+from mil.encoder import folder_name
 from tiling.interchange import export_clam, export_trident
 from tiling.interchange.hdf5 import refuse_another
 from tiling.output import Output

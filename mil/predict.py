@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mil.bags import Bag, each_alone, pack
 from mil.checkpoint import Model
-from mil.encoders import folder_name
+from mil.encoder import folder_name
 from mil.features import FeatureRecipe, read_bag
 from mil.heads import Head
 from mil.segments import segment_softmax

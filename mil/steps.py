@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mil.checkpoint import Model
 from mil.device import Precision
 from mil.encode import encode_slide
-from mil.encoders import Encoder
+from mil.encoder import Encoder
 from mil.heads import Head
 from mil.predict import predict_slide
 from tiling.pipeline import Job, Step

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil.checkpoint import Model, check_model_folder, describe, save_model
-from mil.encoders import folder_name
+from mil.encoder import folder_name
 from mil.evaluation import slide_auc
 from mil.features import common_recipe, read_bag
 from mil.labels import LabelTable, Split, read_labels

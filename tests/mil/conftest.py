@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mil.encoders import Encoder, untrained_encoder
+from mil.encoder import Encoder
+from mil.encoders import untrained_encoder
 from tiling.codecs import Raw
 from tiling.output import Output
 from tiling.shards import array_metadata, shard_path, write_shard

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from mil.device import Precision
 from mil.encode import encode_slide, encode_tiles
-from mil.encoders import Encoder, load_encoder, untrained_encoder
+from mil.encoder import Encoder
+from mil.encoders import load_encoder, untrained_encoder
 from tiling.store import TileStore
 from wsi.errors import DamagedError, MicrotomeError, RecipeError, UsageError
 

@@ -20,7 +20,8 @@ from sklearn.datasets import load_sample_image
 from mil import encoders
 from mil.device import Precision, best_precision, choose_device
 from mil.efficientnet_lite import packaged_weights, to_timm_names
-from mil.encoders import ENCODERS, Encoder, Interpolation, Transform, load_encoder, untrained_encoder
+from mil.encoder import Encoder, Interpolation, Transform
+from mil.encoders import ENCODERS, load_encoder, untrained_encoder
 from mil.torchvision_shim import import_timm
 from mil.weights import read_state
 from wsi.errors import UsageError

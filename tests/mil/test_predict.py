@@ -15,7 +15,8 @@ from mil.bags import Bag, PackedBags
 from mil.checkpoint import Model, describe
 from mil.device import Precision
 from mil.encode import encode_slide
-from mil.encoders import Encoder, untrained_encoder
+from mil.encoder import Encoder
+from mil.encoders import untrained_encoder
 from mil.features import FeatureRecipe, common_recipe, read_bag
 from mil.heads import Head, HeadOutput, build_head
 from mil.predict import check_features, predict_bag, predict_slide

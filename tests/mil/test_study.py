@@ -12,7 +12,7 @@ from mil import study
 from mil.checkpoint import load_model
 from mil.device import Precision
 from mil.encode import encode_slide
-from mil.encoders import Encoder
+from mil.encoder import Encoder
 from mil.study import train_model
 from mil.training import TrainingRecipe
 from tiling.store import TileStore
