@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mil.explain.cohort import Case, explain_bags
 from mil.explain.methods import METHODS, Method, explain
-from mil.explain.report import Case, ExplanationReport, explain_bags
+from mil.explain.report import ExplanationReport
 from mil.explain.settings import Effort, Sample
 
 __all__ = [

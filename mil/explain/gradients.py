@@ -1,7 +1,7 @@
 r"""Scores by derivatives of the log-odds v with respect to the features: x times gradient, and its integral.
 
-M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017 (arXiv:1703.01365). With
-X the bag and X' the baseline, as many tiles that say nothing, in the places of the bag's:
+M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017 (arXiv:1703.01365).
+With X the bag and X' the baseline, as many tiles that say nothing, in the places of the bag's:
 
 .. math::
 

@@ -15,7 +15,7 @@ from mil.explain.shapley import shapley
 from wsi.errors import MicrotomeError, UsageError
 
 Method = Callable[[Voice, Bag, Effort], Scores]
-"""From a head that is asked for a class, and a bag of n tiles, to ``(n,)``: higher speaks more for the class."""
+"""From a head that is asked for a class, and a bag of n tiles, to ``(n,)``: higher speaks more for it."""
 
 METHODS: dict[str, Method] = {
     method.__name__: method

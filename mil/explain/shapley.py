@@ -1,9 +1,9 @@
 r"""Shapley values of groups of like tiles.
 
-L. S. Shapley, "A Value for n-Person Games", 1953. Players are k groups of tiles; the worth v(S) of a coalition
-S is the log-odds that the head gives the bag of its tiles, and that of the empty one is what it gives a bag of
-one baseline tile (see `mil.explain.gradients`). A player's value is what it adds to those who came before it,
-the mean over all orders in which the players can come:
+L. S. Shapley, "A Value for n-Person Games", 1953. Players are k groups of tiles; the worth v(S) of a
+coalition S is the log-odds that the head gives the bag of its tiles, and that of the empty one is what it
+gives a bag of one baseline tile (see `mil.explain.gradients`). A player's value is what it adds to those who
+came before it, the mean over all orders in which the players can come:
 
 .. math::
 
