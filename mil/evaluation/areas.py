@@ -1,4 +1,4 @@
-"""How good the scores are, against what is known."""
+"""The area under the ROC curve, of slides and of tiles."""
 
 from __future__ import annotations
 
