@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mil.features import common_recipe
-from tiling.commit import damaged
 from tiling.store import TileStore
+from tiling.tiles import StoredTiles
 from wsi.errors import UsageError
 
 Transform = Callable[[Tensor], Any]
@@ -76,8 +76,8 @@ class TileDataset(Dataset[TileItem]):
                     path=store.output.root,
                     action="Tile all slides with the same settings",
                 )
-        self._readers = [store.open_pixels() for store in self.stores]
-        self._starts = np.cumsum([0, *(reader.shape[0] for reader in self._readers)])  # (slides + 1,)
+        self._readers = [StoredTiles(store.open_pixels(), store.path("tiles")) for store in self.stores]
+        self._starts = np.cumsum([0, *(tiles.reader.shape[0] for tiles in self._readers)])  # (slides + 1,)
 
     @property
     def slide_ids(self) -> list[str]:
@@ -109,15 +109,9 @@ class TileDataset(Dataset[TileItem]):
         items: dict[int, TileItem] = {}
         for slide in np.unique(slides).tolist():
             its = np.flatnonzero(slides == slide)
-            for place, tile in zip(its.tolist(), self._read(slide, rows[its]), strict=True):
+            for place, tile in zip(its.tolist(), self._readers[slide](rows[its]), strict=True):
                 items[place] = TileItem(self._transformed(tile), slide, int(rows[place]))
         return [items[place] for place in range(len(places))]
-
-    def _read(self, slide: int, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        try:
-            return self._readers[slide].read(rows)
-        except (ValueError, OSError) as error:
-            raise damaged(self.stores[slide].path("tiles"), f"pixels cannot be read: {error}") from error
 
     def _transformed(self, tile: NDArray[np.uint8]) -> Any:
         pixels = torch.from_numpy(tile).permute(2, 0, 1).contiguous()  # (3, s, s)

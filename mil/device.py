@@ -20,6 +20,13 @@ class Precision(Enum):
     """32-bit floats throughout."""
     BF16 = "bf16"
     """Matrix products and convolutions in bfloat16 by autocast: 8 bits of precision, the range of fp32."""
+    FP16 = "fp16"
+    """The same in float16: 11 bits of precision, and nothing above 65,504. For GPUs without bfloat16."""
+
+    @property
+    def autocast(self) -> torch.dtype:
+        """The type that autocast is given; for FP32 it is to be off."""
+        return torch.float16 if self is Precision.FP16 else torch.bfloat16
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,6 +50,27 @@ def choose_device(name: str) -> torch.device:
             action="Use cpu, or auto to take a GPU where there is one",
         ) from error
     return device
+
+
+def require_precision(precision: Precision, device: torch.device) -> Precision:
+    """The precision, if it makes sense on that device.
+
+    Raises
+    ------
+    UsageError
+        fp16 on a CPU. Measured on one with AVX-512 (`benchmarks/encode.py`): a tenth of the speed of fp32.
+    """
+    if precision is Precision.FP16 and device.type == "cpu":
+        raise UsageError(
+            "fp16 is for GPUs: a CPU takes many times as long as with fp32",
+            action="Leave out --precision: the fastest that this machine has is taken",
+        )
+    return precision
+
+
+def best_batch_size(device: torch.device) -> int:
+    """Tiles to encode at once: on a CPU more are no faster, and need more memory."""
+    return 128 if device.type == "cuda" else 32
 
 
 def best_precision(device: torch.device) -> Precision:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from mil.device import Precision, best_precision
+from mil.device import Precision, best_batch_size, best_precision, require_precision
 from mil.encoder import Encoder
-from tiling.commit import Commit
+from mil.feed import PIECE_BYTES, Pace, encode_blocks
+from tiling.commit import Commit, Draft
+from tiling.context import check_context, context_key
 from tiling.store import TileStore, make_array
+from tiling.tiles import tile_reader
 from tiling.versions import versions
 from wsi.errors import MicrotomeError
 
@@ -19,17 +22,16 @@ if TYPE_CHECKING:
     from tiling.blocks import Progress
     from tiling.tiles import ReadTiles
 
-BATCH_SIZE = 32
-"""Tiles per step. Larger ones are no faster on a CPU, and need more memory."""
-
 
 def encode_slide(
     store: TileStore,
     encoder: Encoder,
     *,
+    context_mpp: float | None = None,
     precision: Precision | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     read_tiles: ReadTiles | None = None,
+    readers: int = 1,
     progress: Progress | None = None,
 ) -> Commit:
     """Encode every tile of a slide and commit the features to its store.
@@ -44,56 +46,96 @@ def encode_slide(
         with NaN so that a hole shows. The caller holds the output's lock.
     encoder
         What encodes.
+    context_mpp
+        Encode what lies around each tile at this scale, to ``features/<encoder.key>@<context_mpp>``; then
+        `read_tiles` is needed, from `tiling.context.context_reader`. None: the tiles themselves.
     precision
         By default that of the features that are there already, else `best_precision` of the device: what
         one machine has finished, another one need not do again.
     batch_size
-        Tiles per step. It may change the last bit of a feature, and is not part of the recipe.
+        Tiles per step, at most; by default `best_batch_size` of the device. It may change the last bit of a
+        feature, and is not part of the recipe.
     read_tiles
-        Where tiles come from; see `tiling.tiles.tile_reader`. By default from the store.
+        Where tiles come from; see `tiling.tiles.tile_reader`. By default from the store. It is called by
+        `readers` threads.
+    readers
+        Threads that read ahead while the encoder computes; see `mil.feed`.
     progress
         Called as tiles are finished.
 
     Raises
     ------
     MicrotomeError
-        The encoder gave NaN or infinity, or numbers that float16 cannot hold; encoder and tile are named.
+        The encoder gave NaN or infinity, or numbers that float16 cannot hold; encoder and tile are named. Or
+        the GPU's memory is too small for a batch.
     RecipeError, DamagedError, UsageError
-        See `TileStore.begin` and `TileStore.read_pixels`.
+        See `TileStore.begin`, `TileStore.read_pixels`, `require_precision` and `check_context`.
     """
-    item = f"features/{encoder.key}"
-    precision = precision or _precision_there(store, item) or best_precision(encoder.device)
-    recipe = {
+    key = encoder.key
+    if context_mpp is not None:
+        check_context(store, context_mpp)
+        key = context_key(key, context_mpp)
+    item = f"features/{key}"
+    precision = require_precision(
+        precision
+        or _precision_there(store, item)
+        or _precision_there(store, f"features/{encoder.key}")
+        or best_precision(encoder.device),
+        encoder.device,
+    )
+    recipe: dict[str, Any] = {
         "step": "features",
         "inputs": store.inputs("tiles"),
         "encoder": encoder.identity(),
         "precision": precision.value,
     }
+    if context_mpp is not None:
+        recipe["context_mpp"] = context_mpp
     draft = store.begin(item, recipe)
     if draft is None:
         return store.require(item)
-    shards = store.shards()
-    array = make_array(
-        draft,
-        "",
-        shape=(len(store), encoder.dim),
-        rows_per_file=shards[0].stop,
-        dtype=np.float16,
-        fill=np.nan,
-    )
-    for rows in shards:
-        part = f"features/{rows.start}"
-        if part not in draft.parts:
-            pixels = (read_tiles or store.read_pixels)(rows)
+    if read_tiles is None:
+        if context_mpp is not None:
+            raise ValueError("context is not in the store: read_tiles is needed")
+        read_tiles = tile_reader(store)
+    size = batch_size or best_batch_size(encoder.device)
+    pace = Pace(size, readers, max(1, PIECE_BYTES // (3 * store.spec.size_px**2)))
+    _encode_missing(draft, store, encoder, read_tiles, precision=precision, pace=pace, progress=progress)
+    record = {"tiles": len(store), "batch_size": size, "compiled": encoder.compiled}
+    return draft.publish(record | {"versions": versions("torch", "timm")})
+
+
+def _encode_missing(
+    draft: Draft,
+    store: TileStore,
+    encoder: Encoder,
+    read_tiles: ReadTiles,
+    *,
+    precision: Precision,
+    pace: Pace,
+    progress: Progress | None,
+) -> None:
+    """Every shard that no killed run has finished."""
+    shards, count = store.shards(), len(store)
+    shape = (count, encoder.dim)
+    array = make_array(draft, "", shape=shape, rows_per_file=shards[0].stop, dtype=np.float16, fill=np.nan)
+    missing = [rows for rows in shards if _part(rows) not in draft.parts]
+    done = count - sum(rows.stop - rows.start for rows in missing)
+    if progress and done:
+        progress(done, count)
+    blocks = encode_blocks(encoder, missing, read_tiles, precision=precision, pace=pace)
+    with contextlib.closing(blocks):  # on an error and on Ctrl-C too, no thread reads on
+        for rows, features in blocks:
             with np.errstate(over="ignore"):  # becomes infinity, which is refused by name
-                features = encode_tiles(encoder, pixels, precision=precision, batch_size=batch_size)
                 values = _checked(features.astype(np.float16), rows, store, encoder)
-            draft.finish_part(part, [array.write(rows, values)])
-        if progress:
-            progress(rows.stop, len(store))
-    return draft.publish(
-        {"tiles": len(store), "batch_size": batch_size, "versions": versions("torch", "timm")}
-    )
+            draft.finish_part(_part(rows), [array.write(rows, values)])
+            done += len(values)
+            if progress:
+                progress(done, count)
+
+
+def _part(rows: slice) -> str:
+    return f"features/{rows.start}"
 
 
 def _precision_there(store: TileStore, item: str) -> Precision | None:
@@ -103,12 +145,14 @@ def _precision_there(store: TileStore, item: str) -> Precision | None:
 
 
 def encode_tiles(
-    encoder: Encoder, tiles: NDArray[np.uint8], *, precision: Precision, batch_size: int = BATCH_SIZE
+    encoder: Encoder, tiles: NDArray[np.uint8], *, precision: Precision, batch_size: int | None = None
 ) -> NDArray[np.float32]:
     """Encode ``(k, s, s, 3)`` uint8 RGB tiles to ``(k, dim)`` float32, a batch at a time."""
-    batches = [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
-    features = [encoder(torch.from_numpy(batch), precision=precision).cpu().numpy() for batch in batches]
-    return np.concatenate(features)
+    size = batch_size or best_batch_size(encoder.device)
+    pace = Pace(size, readers=0, piece_tiles=size)
+    blocks = [slice(0, len(tiles))]
+    ((_, features),) = encode_blocks(encoder, blocks, tiles.__getitem__, precision=precision, pace=pace)
+    return features
 
 
 def _checked(

@@ -18,6 +18,7 @@ from tiling.codecs import codec_from_json
 from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
 from tiling.grid import TileSpec
 from tiling.output import GROUP, ZARR_FOLDER, Output, item_path
+from tiling.rows import RowReader, open_rows
 from tiling.shards import ShardReader
 from wsi.durable import make_folder, output_errors, write_file
 from wsi.errors import RecipeError, UsageError
@@ -269,7 +270,12 @@ class TileStore:
 
     def features(self, encoder: str) -> NDArray[np.float16]:
         """``(n, d)`` float16, one row a tile, by the encoder of that key."""
-        return np.asarray(self._read(f"features/{encoder}"), np.float16)
+        return self.open_features(encoder).read()
+
+    def open_features(self, encoder: str) -> RowReader:
+        """A reader of some rows at a time: the item is checked now, and not at every read."""
+        self.require(f"features/{encoder}")
+        return open_rows(self.path(f"features/{encoder}"))
 
     def scores(self, model: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """``(n, classes)`` tile scores and ``(n,)`` attention, by the model of that key."""

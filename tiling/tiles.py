@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.commit import damaged
 from tiling.grid import TileSpec
 from tiling.identity import identify
+from tiling.shards import ShardReader
 from tiling.stain import Normalizer, normalizer_from_json
 from tiling.store import TileStore
 from wsi.errors import SlideError, UsageError
 from wsi.slide import Slide
 
 ReadTiles = Callable[[slice], NDArray[np.uint8]]
-"""Gives the tiles ``(k, size, size, 3)`` of a range of rows."""
+"""Gives the tiles ``(k, size, size, 3)`` of a range of rows. Those of this file may be called by several
+threads at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTiles:
+    """Reads tiles out of a store that holds their pixels, often: the item is checked when it is opened."""
+
+    reader: ShardReader
+    """Of the pixels; see `TileStore.open_pixels`."""
+    item: Path
+    """The folder of the tiles."""
+
+    def __call__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """``(k, size, size, 3)``, in the order asked for; `DamagedError` where they are not as committed."""
+        try:
+            return self.reader.read(rows)
+        except (ValueError, OSError) as error:
+            raise damaged(self.item, f"pixels cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +63,15 @@ class TileCutter:
         return self.normalizer(tiles) if self.normalizer else tiles
 
 
-def read_on_the_fly(store: TileStore, slide: Slide, *, threads: int = 1) -> ReadTiles:
-    """A reader of a store's tiles out of its slide: the bytes that storing them would have stored.
+def open_cutter(store: TileStore, slide: Slide, *, mpp: float | None = None) -> TileCutter:
+    """What reads tiles out of a store's slide as they were cut, or at another scale.
+
+    Parameters
+    ----------
+    store, slide
+        Tiles, and the slide that they were cut from.
+    mpp
+        Microns per pixel; by default the tiles' own. Size, stain and the way of decoding are the tiles' own.
 
     Raises
     ------
@@ -70,8 +97,19 @@ def read_on_the_fly(store: TileStore, slide: Slide, *, threads: int = 1) -> Read
         )
     stain = commit.record["stain"]
     normalizer = normalizer_from_json(stain) if stain else None
-    cutter = TileCutter(slide, store.spec, commit.recipe["exact"], normalizer)
-    origins = store.origins
+    spec = store.spec if mpp is None else replace(store.spec, mpp=mpp)
+    return TileCutter(slide, spec, commit.recipe["exact"], normalizer)
+
+
+def read_on_the_fly(store: TileStore, slide: Slide, *, threads: int = 1) -> ReadTiles:
+    """A reader of a store's tiles out of its slide: the bytes that storing them would have stored.
+
+    Raises
+    ------
+    SlideError, UsageError
+        See `open_cutter`.
+    """
+    cutter, origins = open_cutter(store, slide), store.origins
 
     def read(rows: slice) -> NDArray[np.uint8]:
         return cutter.normalized(cutter.scanned(origins[rows], threads=threads))
@@ -90,12 +128,16 @@ def tile_reader(store: TileStore, slide: Slide | None = None, *, threads: int = 
         See `read_on_the_fly`, also for another `UsageError`.
     """
     if store.has_pixels:
-        return store.read_pixels
+        return StoredTiles(store.open_pixels(), store.path("tiles"))
     if slide is None:
-        name = Path(store.record["slide_name"]).name
         raise UsageError(
             f"the tiles of slide {store.slide_id!r} were cut without pixels",
             path=store.output.root,
-            action=f"Say where {name} is, with --slides; or cut it with pixels",
+            action=f"Say where {slide_name(store)} is, with --slides; or cut it with pixels",
         )
     return read_on_the_fly(store, slide, threads=threads)
+
+
+def slide_name(store: TileStore) -> str:
+    """Name of the file that a store's tiles were cut from."""
+    return Path(store.record["slide_name"]).name

@@ -1,0 +1,183 @@
+"""Tiles through a network without waiting: threads read what comes next while the network computes.
+
+Rows of a slide come in *blocks*: what is stored as one file, and resumed as a whole. A block is encoded in
+batches, as even as they can be, and read in pieces, which threads share::
+
+    block   | batch         | batch         |     read in threads    copied       computed      copied back
+            | piece | piece | piece | piece |  ->  a few pieces  ->  a batch  ->  on device ->  a block
+
+On a GPU nothing waits for the result of a batch before the next one is sent: pixels go from pinned memory
+while it computes, and of a finished block the features come back while the next block is at work. What is
+held at a time is two blocks of features, two batches and a few pieces, whatever the slide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mil.device import Precision
+from mil.encoder import Encoder
+from wsi.errors import MicrotomeError
+
+if TYPE_CHECKING:
+    from tiling.tiles import ReadTiles
+
+PIECE_BYTES = 8 << 20
+"""Pixels that a thread reads at a time: 42 tiles of 256 px."""
+_FETCHED = 2  # pieces for each thread: one at work, one that is finished
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How tiles are brought to the network. None of it is part of a recipe."""
+
+    batch_size: int
+    """Tiles that are encoded at once, at most. It may change the last bit of a feature."""
+    readers: int = 1
+    """Threads that read ahead; they change no byte. 0: tiles are read when they are needed."""
+    piece_tiles: int = 32
+    """Tiles that a thread reads at a time, at most."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.piece_tiles) < 1 or self.readers < 0:
+            raise ValueError(f"no network can be fed at {self}")
+
+
+def encode_blocks(
+    encoder: Encoder, blocks: Sequence[slice], read: ReadTiles, *, precision: Precision, pace: Pace
+) -> Generator[tuple[slice, NDArray[np.float32]]]:
+    """Encode blocks of tiles, one after the other.
+
+    Parameters
+    ----------
+    encoder
+        What encodes.
+    blocks
+        Ranges of rows, none of them empty.
+    read
+        Gives the tiles ``(k, s, s, 3)`` uint8 of a range of rows. Threads call it where `pace` has more than
+        one reader.
+    precision
+        See `Encoder`.
+    pace
+        How tiles are brought to it.
+
+    Yields
+    ------
+    Each block, and its features ``(k, dim)`` float32. On a GPU a block is yielded when the next one has been
+    sent, elsewhere as soon as it is encoded.
+
+    Raises
+    ------
+    MicrotomeError
+        The GPU's memory is too small.
+    Exception
+        Whatever `read` raises, in its turn: blocks before it come first, and nothing after it is read.
+    """
+    batches = [[*_split(block, pace.batch_size)] for block in blocks]
+    pieces = [[*_split(rows, pace.piece_tiles)] for block in batches for rows in block]
+    is_asynchronous = encoder.device.type == "cuda"
+    with contextlib.closing(read_ahead(read, (p for rows in pieces for p in rows), pace=pace)) as tiles:
+        waiting: deque[tuple[slice, Callable[[], NDArray[np.float32]]]] = deque()
+        parts = iter(pieces)
+        for block, its in zip(blocks, batches, strict=True):
+            features = [_encode(encoder, [next(tiles) for _ in next(parts)], precision) for _ in its]
+            waiting.append((block, _sent_back(features)))
+            if len(waiting) > is_asynchronous:
+                done, take = waiting.popleft()
+                yield done, take()
+        for done, take in waiting:
+            yield done, take()
+
+
+def read_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], *, pace: Pace
+) -> Generator[_Result]:
+    """What `function` gives for each item, in order, while threads are at work on the next ones.
+
+    An error is raised where its result would have come. When the iterator is closed, on an error or Ctrl-C
+    too, what has not begun is given up, and what has begun is waited for: nobody reads on from a file that
+    is closed.
+    """
+    if pace.readers == 0:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(pace.readers, thread_name_prefix="read-ahead") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= _FETCHED * pace.readers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _split(rows: slice, most: int) -> Iterator[slice]:
+    """A range in as few parts of `most` as it takes, and these as even as they can be.
+
+    Odd ends are slow, and each size of batch is a shape of its own to a compiled network.
+    """
+    count = rows.stop - rows.start
+    parts = -(-count // most)
+    edges = [rows.start + count * part // parts for part in range(parts + 1)]
+    return map(slice, edges[:-1], edges[1:])
+
+
+def _encode(encoder: Encoder, pieces: Sequence[NDArray[np.uint8]], precision: Precision) -> Tensor:
+    """``(b, dim)`` float32 on the encoder's device, where it may still be at work."""
+    try:
+        return encoder(_batch(pieces, encoder.device), precision=precision)
+    except torch.OutOfMemoryError as error:
+        raise MicrotomeError(
+            f"the memory of {encoder.device} is too small for {encoder.name} and a batch of "
+            f"{sum(map(len, pieces))} tiles",
+            action="Encode with a smaller --batch-size",
+        ) from error
+
+
+def _batch(pieces: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
+    """``(b, s, s, 3)`` uint8 in memory from which the device takes it quickest."""
+    if device.type != "cuda":
+        return torch.from_numpy(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+    shape = sum(map(len, pieces)), *pieces[0].shape[1:]
+    # Pinned: the copy then runs beside the computing. Torch keeps such memory for the next batch, and not
+    # before the copy has ended.
+    pinned = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    np.concatenate(pieces, out=pinned.numpy())
+    return pinned
+
+
+def _sent_back(features: Sequence[Tensor]) -> Callable[[], NDArray[np.float32]]:
+    """Start the way back of a block's features; what is returned waits for them, and for nothing later."""
+    block = torch.cat(list(features))  # (k, dim)
+    if block.device.type != "cuda":
+        values: NDArray[np.float32] = block.cpu().numpy()
+        return lambda: values
+    host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
+    host.copy_(block, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(block.device))
+
+    def take() -> NDArray[np.float32]:
+        arrived.synchronize()
+        found: NDArray[np.float32] = host.numpy().copy()
+        return found
+
+    return take
