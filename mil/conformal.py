@@ -1,9 +1,9 @@
 r"""Conformal prediction sets: the classes that cannot be ruled out, with a coverage that is known exactly.
 
 Split conformal prediction with the score 1 - p of the true class ("LAC"): M. Sadinle, J. Lei, L. Wasserman,
-"Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", JASA 2019 (arXiv:1609.00451); the finite-sample
-quantile and its law as in A. Angelopoulos, S. Bates, arXiv:2107.07511, sections 1 and 3.2; class-conditional
-("Mondrian") sets: V. Vovk, ACML 2012 (arXiv:1209.2673). With n calibration slides and
+"Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", JASA 2019 (arXiv:1609.00451); the
+finite-sample quantile and its law as in A. Angelopoulos, S. Bates, arXiv:2107.07511, sections 1 and 3.2;
+class-conditional ("Mondrian") sets: V. Vovk, ACML 2012 (arXiv:1209.2673). With n calibration slides and
 
 .. math::
 
@@ -23,7 +23,7 @@ the same kind. It does not hold at another site, nor for each kind of patient.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,42 @@ def fit_conformal(
     scores = (1 - values)[np.arange(len(truth)), truth]  # (m,): the same arithmetic as in `sets`
     groups = [scores[truth == c] for c in range(values.shape[1])] if per_class else [scores]
     return ConformalRule(alpha, tuple(_quantile(group, alpha) for group in groups))
+
+
+def worst_of_each_patient(
+    probabilities: ArrayLike, labels: ArrayLike, patients: Sequence[str], *, per_class: bool = False
+) -> NDArray[np.int64]:
+    """Which slides to calibrate on: of each patient the one whose true class has the least probability.
+
+    Slides of a patient are alike, so they are not exchangeable with those of others; patients are. With their
+    worst slides the promise is that *all* slides of a new patient are covered at once.
+
+    Parameters
+    ----------
+    probabilities
+        ``(m, C)``.
+    labels
+        ``(m,)``: index of the true class.
+    patients
+        ``m`` names.
+    per_class
+        One slide of each patient and class, for class-conditional sets.
+
+    Returns
+    -------
+    ``(p,)`` rows, ascending.
+    """
+    values = _checked(probabilities)
+    truth = check_labels(labels, values.shape)
+    if len(patients) != len(truth):
+        raise UsageError(
+            f"{len(patients)} patients do not fit {len(truth)} slides", action="Give one a slide"
+        )
+    true = values[np.arange(len(truth)), truth]
+    worst: dict[tuple[str, int], int] = {}
+    for row in np.argsort(true, kind="stable").tolist():
+        worst.setdefault((patients[row], int(truth[row]) if per_class else 0), row)
+    return np.array(sorted(worst.values()), np.int64)
 
 
 def rank(count: int, alpha: float) -> int:
