@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mil.arguments import add_encoder, add_model, add_network, add_training, encoding
+from mil.arguments import add_context, add_encoder, add_model, add_network, add_training, encoding
 from tiling.arguments import (
     add_export,
     add_foreign,
@@ -141,39 +141,44 @@ def tile(arguments: Arguments) -> int:
 
 def encode(arguments: Arguments) -> int:
     """Turn tiles into features."""
-    step = encoding(arguments, arguments.encoder, workers=workers(arguments))
-    return _batch(arguments).over_stores([step], slides=arguments.slides)
+    count, contexts = workers(arguments), arguments.context_mpp
+    steps = encoding(arguments, arguments.encoder, workers=count, contexts=contexts)
+    return _batch(arguments).over_stores(steps, slides=arguments.slides)
 
 
 def train(arguments: Arguments) -> int:
-    """Train a head on labelled slides."""
+    """Train heads on labelled slides, with cross-validation, calibration and a learning curve."""
+    from mil.device import choose_device
+    from mil.sources import find_stores
     from mil.study import train_model
-    from mil.training import TrainingRecipe
-    from tiling.output import Output
 
-    reporter = _reporter(arguments)
+    if not (arguments.out or arguments.features):
+        raise UsageError("no slides are named", action="Give OUT, or --features")
+    reporter, recipe = _reporter(arguments), study_recipe(arguments)
+    stores = find_stores(arguments.out, arguments.features or (), encoder=recipe.encoder)
     with reporter.progress("train", unit="epoch") as progress:
         model = train_model(
-            Output(arguments.out),
+            stores,
             arguments.labels,
-            encoder=arguments.encoder,
-            recipe=replace(TrainingRecipe(), **given(arguments, "head", "epochs", "seed")),
+            recipe=recipe,
             folder=arguments.model,
-            report=lambda done, total, loss: progress(done, total),
+            device=choose_device(arguments.device),
+            memory_bytes=memory_bytes(arguments),
+            report=lambda member, of, epoch: progress(member * epoch.of + epoch.number, of * epoch.of),
         )
-    figures = {key: model.training[key] for key in ("first_loss", "last_loss")}
-    slides = len(model.training["slides"])
-    reporter.result({"model": model.name, "classes": model.classes, "slides": slides} | figures)
+    told = ("folds", "patients", "class_counts", "figures")
+    slides = {"slides": len(model.training["slides"])}
+    reporter.result({"model": model.name} | slides | {key: model.training[key] for key in told})
     return 0
 
 
 def predict(arguments: Arguments) -> int:
-    """Score tiles and slides with a trained model."""
+    """Score tiles and slides with a trained model; calibrated, and with what a person has to look at."""
     from mil.checkpoint import load_model
     from mil.steps import predict_step
 
-    model, head = load_model(arguments.model)
-    return _batch(arguments, model).over_stores([predict_step(model, head)])
+    model, ensemble = load_model(arguments.model)
+    return _batch(arguments, model).over_stores([predict_step(model, ensemble)])
 
 
 def heatmap(arguments: Arguments) -> int:
@@ -220,15 +225,15 @@ def run(arguments: Arguments) -> int:
     from tiling.qc import qc_step
     from tiling.recipe import recipe_from_json
 
-    model, head = load_model(arguments.model)
+    model, ensemble = load_model(arguments.model)
     recipe, count = with_pixels(recipe_from_json(model.features.as_json()), arguments), workers(arguments)
-    encoder = model.features.encoder
+    encoder, scales = model.features.encoder, model.features.contexts
     steps = [
         survey_step(recipe.tissue),
         cut_step(recipe, workers=count),
         qc_step(),
-        encoding(arguments, encoder["name"], workers=count, expected=encoder),
-        predict_step(model, head),
+        *encoding(arguments, encoder["name"], workers=count, contexts=scales, expected=encoder),
+        predict_step(model, ensemble),
         draw_step(model.name, weights_sha256=model.weights_sha256),
     ]
     return _batch(arguments, model).over_slides(steps)
@@ -324,20 +329,19 @@ def build_parser() -> argparse.ArgumentParser:
         add_workers,
         _output,
     )
-    command = add(
+    add(
         encode,
         "results --encoder efficientnet_lite0",
         _results,
         add_encoder,
         add_network,
+        add_context,
         add_workers,
         add_resolution,
         _overwrite,
     )
-    command.add_argument(
-        "--slides", type=Path, nargs="+", help="slide files or folders, if tiles hold no pixels"
-    )
-    add(train, "results --labels labels.csv -m model", _results, add_training, add_encoder, add_model)
+    command = add(train, "results --labels labels.csv -m model", add_training, add_encoder, add_model)
+    command.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the folder that was given to -o")
     add(predict, "results -m model", _results, add_model, _overwrite)
     add(heatmap, "results -m model", _results, add_model, _overwrite)
     add(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiling.arguments import given
+from wsi.errors import UsageError
+
 if TYPE_CHECKING:
+    from mil.study import StudyRecipe
     from tiling.pipeline import Step
 
 
@@ -22,7 +27,30 @@ def add_network(parser: ArgumentParser) -> None:
     """Its weights, and what it runs on."""
     parser.add_argument("--weights", type=Path, help="file with the encoder's weights (.safetensors, .pth)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the fastest this machine has")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16"], help="default: the fastest this machine has"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, help="tiles encoded at once (default 32 on a CPU, 128 on a GPU)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network first: minutes, for long runs"
+    )
+
+
+def add_context(parser: ArgumentParser) -> None:
+    """What is encoded besides the tiles, and where it is read."""
+    parser.add_argument(
+        "--slides", type=Path, nargs="+", help="slide files or folders: for tiles without pixels"
+    )
+    parser.add_argument(
+        "--context-mpp",
+        metavar="MPP",
+        type=float,
+        nargs="+",
+        default=[],
+        help="also what lies around each tile, at these coarser microns per pixel (needs --slides)",
+    )
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -31,24 +59,184 @@ def add_model(parser: ArgumentParser) -> None:
 
 
 def add_training(parser: ArgumentParser) -> None:
-    """What is learnt, and how."""
-    parser.add_argument("--labels", type=Path, required=True, help="CSV: slide_id,label[,patient][,split]")
-    parser.add_argument("--head", help="kind of head (default gated_abmil)")
-    parser.add_argument("--epochs", type=int, help="passes over all slides (default 30)")
-    parser.add_argument("--seed", type=int, help="of weights, order and dropout (default 0)")
+    """What is learnt, and how: all that a `StudyRecipe` holds."""
+    parser.add_argument(
+        "--labels", type=Path, required=True, help="CSV: slide_id,label[,patient][,split][,fold]"
+    )
+    parser.add_argument(
+        "--features",
+        metavar="GLOB",
+        nargs="+",
+        help="more slides: patterns of outputs, of slides in them, of their store.zarr or its features",
+    )
+    parser.add_argument("--folds", type=int, help="cross-validation folds; 0 for none (default 5)")
+    head = parser.add_argument_group("head")
+    head.add_argument("--head", help="kind of head (default gated_abmil)")
+    head.add_argument(
+        "--set", dest="settings", metavar="NAME=NUMBER", action="append", help="a setting of the head"
+    )
+    head.add_argument("--adaptor", help="what features pass through before the head (default: none)")
+    head.add_argument(
+        "--context-mpp",
+        dest="contexts",
+        metavar="MPP",
+        type=float,
+        nargs="+",
+        help="join features of context at these scales",
+    )
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--loss", choices=["cross-entropy", "focal"], help="(default cross-entropy)")
+    loss.add_argument("--focal-gamma", dest="gamma", type=float, help="of the focal loss (default 2.0)")
+    loss.add_argument(
+        "--no-class-weights", action="store_true", help="rare classes count no more than common ones"
+    )
+    _add_optimisation(parser)
+    samples = parser.add_argument_group("samples")
+    samples.add_argument("--bags-per-step", type=int, help="slides of a step (default 4)")
+    samples.add_argument(
+        "--tiles-per-bag", type=int, help="tiles of a slide, drawn anew each epoch; 0: all (default 4096)"
+    )
+    samples.add_argument("--instance-dropout", type=float, help="share of these left out (default 0.0)")
+    samples.add_argument(
+        "--feature-noise", type=float, help="noise, in each feature's standard deviations (default 0.0)"
+    )
+    samples.add_argument("--seed", type=int, help="of folds, weights, order and draws (default 0)")
+    trust = parser.add_argument_group("trust")
+    trust.add_argument("--alpha", type=float, help="share of conformal sets that may miss (default 0.1)")
+    trust.add_argument("--threshold", type=float, help="least confidence without review (default 0.8)")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
+    machine.add_argument("--memory", metavar="GIB", type=float, help="for features that are kept (default 2)")
+
+
+def _add_optimisation(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=int, help="passes over all slides, at most (default 40)")
+    group.add_argument("--learning-rate", type=float, help="of AdamW, at its highest (default 0.0002)")
+    group.add_argument("--weight-decay", type=float, help="of AdamW (default 0.0001)")
+    group.add_argument("--warm-up", type=float, help="share of steps with a rising rate (default 0.1)")
+    group.add_argument(
+        "--patience", type=int, help="epochs without a better one; 0: take the last (default 10)"
+    )
+    group.add_argument(
+        "--metric",
+        choices=["auroc", "balanced-accuracy", "loss"],
+        help="of validation slides, to choose the epoch by (default auroc)",
+    )
+
+
+_OF_TRAINING = (
+    "head",
+    "adaptor",
+    "epochs",
+    "learning_rate",
+    "weight_decay",
+    "warm_up",
+    "patience",
+    "bags_per_step",
+    "tiles_per_bag",
+    "instance_dropout",
+    "feature_noise",
+    "seed",
+)
+"""Fields of `TrainingRecipe` whose option has their name and their value."""
+
+
+def study_recipe(arguments: Namespace) -> StudyRecipe:
+    """What `add_encoder` and `add_training` say; the defaults are the library's own."""
+    from mil.gate import Gate
+    from mil.losses import CrossEntropy, Focal
+    from mil.stopping import Metric
+    from mil.study import StudyRecipe
+    from mil.training import TrainingRecipe
+
+    if arguments.gamma is not None and arguments.loss != "focal":
+        raise UsageError("--focal-gamma belongs to another loss", action="Give --loss focal too")
+    loss = Focal(**given(arguments, "gamma")) if arguments.loss == "focal" else CrossEntropy()
+    training = TrainingRecipe(
+        **given(arguments, *_OF_TRAINING),
+        settings=dict(map(_setting, arguments.settings or ())),
+        loss=loss,
+        balance_classes=not arguments.no_class_weights,
+        **({"metric": Metric(arguments.metric)} if arguments.metric else {}),
+    )
+    return StudyRecipe(
+        encoder=arguments.encoder,
+        contexts=tuple(arguments.contexts or ()),
+        training=training,
+        gate=Gate(**given(arguments, "threshold")),
+        **given(arguments, "folds", "alpha"),
+    )
+
+
+def training_options(recipe: StudyRecipe) -> list[str]:
+    """Options of 'microtome train' that say what a recipe says, all of them, whatever the defaults become."""
+    training = recipe.training
+    loss = training.loss.as_json()
+    said: dict[str, Any] = {name: getattr(training, name) for name in _OF_TRAINING}
+    said |= {"metric": training.metric.value, "alpha": recipe.alpha, "threshold": recipe.gate.threshold}
+    said |= {"folds": recipe.folds, "encoder": recipe.encoder, "loss": loss["name"]}
+    said |= {"focal_gamma": loss.get("gamma")}
+    options = []
+    for name, value in said.items():
+        if value is not None:
+            options += [f"--{name.replace('_', '-')}", str(value)]
+    for name, number in training.settings.items():
+        options += ["--set", f"{name}={number}"]
+    if not training.balance_classes:
+        options.append("--no-class-weights")
+    if recipe.contexts:
+        options += ["--context-mpp", *map(str, recipe.contexts)]
+    return options
+
+
+def memory_bytes(arguments: Namespace) -> int:
+    """What ``--memory`` says."""
+    from mil.features import BUDGET_BYTES
+
+    if arguments.memory is None:
+        return BUDGET_BYTES
+    if not 0 <= arguments.memory < 1e6:
+        raise UsageError(f"--memory is {arguments.memory:g} GiB", action="Give 0 or more")
+    return int(arguments.memory * 2**30)
+
+
+def _setting(text: str) -> tuple[str, int | float]:
+    name, _, number = text.partition("=")
+    for read in (int, float):
+        with contextlib.suppress(ValueError):
+            return name.strip(), read(number)
+    raise UsageError(f"--set is {text!r}", action="Give NAME=NUMBER, such as --set dropout=0.5")
 
 
 def encoding(
-    arguments: Namespace, name: str, *, workers: int, expected: Mapping[str, Any] | None = None
-) -> Step:
-    """The step that encodes as `add_network` says; `expected` is the identity that a model needs."""
-    from mil.device import Precision, choose_device
+    arguments: Namespace,
+    name: str,
+    *,
+    workers: int,
+    contexts: Sequence[float] = (),
+    expected: Mapping[str, Any] | None = None,
+) -> list[Step]:
+    """The steps that encode tiles and `contexts` as `add_network` says.
+
+    `expected` is the identity that a model needs.
+    """
+    from mil.compiled import compile_encoder
+    from mil.device import Precision, choose_device, require_precision
     from mil.encoder import require_identity
     from mil.encoders import load_encoder
-    from mil.steps import encode_step
+    from mil.steps import Encoding, encode_steps
 
-    encoder = load_encoder(name, weights=arguments.weights, device=str(choose_device(arguments.device)))
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UsageError(f"--batch-size is {arguments.batch_size}", action="Give 1 or more")
+    device = choose_device(arguments.device)
+    precision = Precision(arguments.precision) if arguments.precision else None
+    if precision is not None:
+        require_precision(precision, device)
+    encoder = load_encoder(name, weights=arguments.weights, device=str(device))
     if expected is not None:
         require_identity(encoder, expected)
-    precision = Precision(arguments.precision) if arguments.precision else None
-    return encode_step(encoder, precision=precision, workers=workers)
+    if arguments.compile:
+        encoder = compile_encoder(encoder)
+    settings = Encoding(encoder, precision, arguments.batch_size, workers)
+    return encode_steps(settings, contexts=contexts)

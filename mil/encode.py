@@ -12,7 +12,7 @@ from mil.device import Precision, best_batch_size, best_precision, require_preci
 from mil.encoder import Encoder
 from mil.feed import PIECE_BYTES, Pace, encode_blocks
 from tiling.commit import Commit, Draft
-from tiling.context import check_context, context_key
+from tiling.context import check_context, context_key, context_reader
 from tiling.store import TileStore, make_array
 from tiling.tiles import tile_reader
 from tiling.versions import versions
@@ -21,16 +21,17 @@ from wsi.errors import MicrotomeError
 if TYPE_CHECKING:
     from tiling.blocks import Progress
     from tiling.tiles import ReadTiles
+    from wsi.slide import Slide
 
 
 def encode_slide(
     store: TileStore,
     encoder: Encoder,
     *,
+    slide: Slide | None = None,
     context_mpp: float | None = None,
     precision: Precision | None = None,
     batch_size: int | None = None,
-    read_tiles: ReadTiles | None = None,
     readers: int = 1,
     progress: Progress | None = None,
 ) -> Commit:
@@ -46,18 +47,17 @@ def encode_slide(
         with NaN so that a hole shows. The caller holds the output's lock.
     encoder
         What encodes.
+    slide
+        The open slide, for tiles that were cut without pixels and for context; else it is not looked at.
     context_mpp
-        Encode what lies around each tile at this scale, to ``features/<encoder.key>@<context_mpp>``; then
-        `read_tiles` is needed, from `tiling.context.context_reader`. None: the tiles themselves.
+        Encode what lies around each tile at this scale (`tiling.context`), to
+        ``features/<encoder.key>@<context_mpp>``. None: the tiles themselves.
     precision
         By default that of the features that are there already, else `best_precision` of the device: what
         one machine has finished, another one need not do again.
     batch_size
         Tiles per step, at most; by default `best_batch_size` of the device. It may change the last bit of a
         feature, and is not part of the recipe.
-    read_tiles
-        Where tiles come from; see `tiling.tiles.tile_reader`. By default from the store. It is called by
-        `readers` threads.
     readers
         Threads that read ahead while the encoder computes; see `mil.feed`.
     progress
@@ -68,8 +68,8 @@ def encode_slide(
     MicrotomeError
         The encoder gave NaN or infinity, or numbers that float16 cannot hold; encoder and tile are named. Or
         the GPU's memory is too small for a batch.
-    RecipeError, DamagedError, UsageError
-        See `TileStore.begin`, `TileStore.read_pixels`, `require_precision` and `check_context`.
+    RecipeError, DamagedError, SlideError, UsageError
+        See `TileStore.begin`, `tile_reader`, `context_reader`, `check_context` and `require_precision`.
     """
     key = encoder.key
     if context_mpp is not None:
@@ -94,13 +94,11 @@ def encode_slide(
     draft = store.begin(item, recipe)
     if draft is None:
         return store.require(item)
-    if read_tiles is None:
-        if context_mpp is not None:
-            raise ValueError("context is not in the store: read_tiles is needed")
-        read_tiles = tile_reader(store)
+    # Not sooner: what is encoded already needs no slide again.
+    read = tile_reader(store, slide) if context_mpp is None else context_reader(store, slide, mpp=context_mpp)
     size = batch_size or best_batch_size(encoder.device)
     pace = Pace(size, readers, max(1, PIECE_BYTES // (3 * store.spec.size_px**2)))
-    _encode_missing(draft, store, encoder, read_tiles, precision=precision, pace=pace, progress=progress)
+    _encode_missing(draft, store, encoder, read, precision=precision, pace=pace, progress=progress)
     record = {"tiles": len(store), "batch_size": size, "compiled": encoder.compiled}
     return draft.publish(record | {"versions": versions("torch", "timm")})
 
@@ -109,7 +107,7 @@ def _encode_missing(
     draft: Draft,
     store: TileStore,
     encoder: Encoder,
-    read_tiles: ReadTiles,
+    read: ReadTiles,
     *,
     precision: Precision,
     pace: Pace,
@@ -123,7 +121,7 @@ def _encode_missing(
     done = count - sum(rows.stop - rows.start for rows in missing)
     if progress and done:
         progress(done, count)
-    blocks = encode_blocks(encoder, missing, read_tiles, precision=precision, pace=pace)
+    blocks = encode_blocks(encoder, missing, read, precision=precision, pace=pace)
     with contextlib.closing(blocks):  # on an error and on Ctrl-C too, no thread reads on
         for rows, features in blocks:
             with np.errstate(over="ignore"):  # becomes infinity, which is refused by name

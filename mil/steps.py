@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mil.checkpoint import Model
 from mil.device import Precision
 from mil.encode import encode_slide
 from mil.encoder import Encoder
+from mil.features import feature_items
 from mil.heads import Head
 from mil.predict import predict_slide
 from tiling.pipeline import Job, Step
-from tiling.tiles import tile_reader
 
 
-def encode_step(encoder: Encoder, *, precision: Precision | None = None, workers: int = 1) -> Step:
-    """Turn a slide's tiles into features; those that were cut without pixels are read from the slide."""
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How tiles are encoded; see `encode_slide`."""
 
+    encoder: Encoder
+    """By what."""
+    precision: Precision | None = None
+    """None for that of what is there, else the fastest that the machine has."""
+    batch_size: int | None = None
+    """Tiles at once; None for what suits the device."""
+    workers: int = 1
+    """Threads that read tiles while others are encoded."""
+
+
+def encode_steps(encoding: Encoding, *, contexts: Sequence[float] = ()) -> list[Step]:
+    """Turn a slide's tiles into features, and what lies around them at each of these scales.
+
+    Tiles that were cut without pixels are read from the slide, and context always is.
+
+    Raises
+    ------
+    UsageError
+        A scale is named twice.
+    """
+    items = feature_items(encoding.encoder.key, contexts)
+    scales = (None, *sorted(contexts))
+    return [_encode_step(encoding, item, mpp) for item, mpp in zip(items, scales, strict=True)]
+
+
+def _encode_step(encoding: Encoding, item: str, context_mpp: float | None) -> Step:
     def make(job: Job) -> object:
-        def read_tiles(rows: slice) -> NDArray[np.uint8]:
-            # Not before it is needed: what is encoded already needs no slide again.
-            return tile_reader(job.store, job.slide, threads=workers)(rows)
-
         return encode_slide(
-            job.store, encoder, precision=precision, read_tiles=read_tiles, progress=job.progress
+            job.store,
+            encoding.encoder,
+            slide=job.slide,
+            context_mpp=context_mpp,
+            precision=encoding.precision,
+            batch_size=encoding.batch_size,
+            readers=encoding.workers,
+            progress=job.progress,
         )
 
-    return Step(f"features/{encoder.key}", make)
+    return Step(item, make)
 
 
 def predict_step(model: Model, head: Head) -> Step:
