@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,75 @@ class Transform:
     std: Triple
     """Likewise."""
     interpolation: Interpolation = Interpolation.BICUBIC
-    """Used only where the tile has another size; always anti-aliased, and the whole tile is kept."""
+    """Used only where the tile has another size; always anti-aliased."""
+    resized: int | None = None
+    """Pixels along each side that a tile is brought to before the middle is cut out of it; None for the
+    input size, so that the whole tile is kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse a crop that is larger than what it is cut from."""
+        if self.resized is not None and self.resized < self.input_size:
+            raise ValueError(f"{self.input_size} pixels cannot be cut out of {self.resized}")
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Resize and normalise ``(b, s, s, 3)`` uint8 RGB to ``(b, 3, i, i)`` float32."""
+        """Resize, crop and normalise ``(b, s, s, 3)`` uint8 RGB to ``(b, 3, i, i)`` float32."""
         x = tiles.permute(0, 3, 1, 2).float()  # (b, 3, s, s), channels last in memory: no copy made
-        if tiles.shape[1] != self.input_size:
-            size = (self.input_size, self.input_size)
-            x = functional.interpolate(x, size, mode=self.interpolation.value, antialias=True)
+        side = self.resized or self.input_size
+        if tiles.shape[1] != side:
+            x = functional.interpolate(x, (side, side), mode=self.interpolation.value, antialias=True)
             x = x.clamp(0, 255)  # bicubic overshoots at edges; a picture cannot
+        edge = (side - self.input_size) // 2
+        x = x[:, :, edge : edge + self.input_size, edge : edge + self.input_size]
         mean = x.new_tensor(self.mean).view(3, 1, 1) * 255
         std = x.new_tensor(self.std).view(3, 1, 1) * 255
         return (x - mean) / std
+
+
+class Pooling(Enum):
+    """How a network's output becomes one vector."""
+
+    AVERAGE = "avg"
+    """Mean over all positions (timm's ``global_pool="avg"``)."""
+    CLASS = "token"
+    """The class token (timm's ``global_pool="token"``)."""
+    CLASS_AND_MEAN = "token+mean"
+    """The class token, and after it the mean of the patch tokens; register tokens take no part."""
+    MAP = "map mean"
+    """Mean over the positions of an inner feature map, which ``out_indices`` names."""
+    AS_TIMM = "timm default"
+    """Whatever timm does for that network."""
+
+
+class Positions(Enum):
+    """What is done with position embeddings that were learnt for another input size."""
+
+    AS_THEY_ARE = "as they are"
+    """Nothing: weights of another size are refused."""
+    ANTIALIASED = "antialiased bicubic"
+    """Resampled once, when they are loaded, as timm's ``dynamic_img_size`` would at each pass."""
+    PLAIN = "bicubic"
+    """Likewise without anti-aliasing, as ``transformers`` does: other numbers where the grid shrinks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an encoder comes from, and on what conditions its weights are to be had."""
+
+    paper: str
+    """Reference of the publication."""
+    hub: str | None = None
+    """``owner/name`` on huggingface.co; None where the weights are not there."""
+    gated: bool = False
+    """Whether conditions have to be accepted on its page first."""
+    page: str = ""
+    """Another place that the authors give the weights out at."""
+    facts: str = ""
+    """Where the row's values were read."""
+
+    @property
+    def address(self) -> str:
+        """The page to send a user to."""
+        return self.page or f"https://huggingface.co/{self.hub}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +121,27 @@ class EncoderRow:
     """Length of a feature vector."""
     transform: Transform
     """How tiles become input."""
-    pooling: str
-    """timm's ``global_pool``: "avg" for the mean over positions, "token" for the class token."""
+    pooling: Pooling
+    """How the output becomes one vector."""
     licence: str
     """Of the weights."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the architecture beyond its name, as JSON has them; see `mil.architecture.build`."""
     mpp: float | None = None
-    """Microns per pixel that it was trained at; None where it never saw a slide."""
+    """Microns per pixel to cut tiles at; None where it never saw a slide."""
+    other_mpp: tuple[float, ...] = ()
+    """Other resolutions that it was trained at too."""
     packaged_weights: Callable[[], Path] | None = None
     """Finds a weights file that comes with an installed package, so that no network is needed."""
     rename: Callable[[State], State] | None = None
     """Brings foreign tensor names into timm's; leaves timm's own alone."""
+    unused: tuple[str, ...] = ()
+    """Tensors of pre-training that may be in the file and that no feature needs, in timm's names; one that
+    ends with a dot stands for all that begin so. Anything else that is left over is refused."""
+    positions: Positions = Positions.AS_THEY_ARE
+    """What is done with position embeddings of another size."""
+    source: Source | None = None
+    """Where it comes from; None for networks that timm itself describes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +156,8 @@ class Encoder:
     """``sha256:...`` of the weights in use (`mil.weights.digest_state`), or how they were drawn."""
     device: torch.device
     """Where the module is."""
+    compiled: bool = False
+    """Whether torch's compiler made the module; see `mil.compiled`."""
 
     @property
     def name(self) -> str:
@@ -109,20 +179,25 @@ class Encoder:
         transform = self.row.transform
         return {
             "name": self.name,
+            "architecture": {"name": self.row.timm_name, **self.row.settings},
             "dim": self.dim,
             "input_size": transform.input_size,
+            "resized": transform.resized or transform.input_size,
             "mean": list(transform.mean),
             "std": list(transform.std),
             "interpolation": transform.interpolation.value,
-            "pooling": self.row.pooling,
+            "pooling": self.row.pooling.value,
             "weights": self.weights,
         }
 
     @torch.inference_mode()
     def __call__(self, tiles: Tensor, *, precision: Precision = Precision.FP32) -> Tensor:
-        """Encode ``(b, s, s, 3)`` uint8 RGB tiles to ``(b, dim)`` float32, on the encoder's device."""
-        x = self.row.transform(tiles.to(self.device))  # (b, 3, i, i)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision is Precision.BF16):
+        """Encode ``(b, s, s, 3)`` uint8 RGB tiles to ``(b, dim)`` float32, on the encoder's device.
+
+        On a GPU the result may still be under way, and tiles from pinned memory are not waited for.
+        """
+        x = self.row.transform(tiles.to(self.device, non_blocking=True))  # (b, 3, i, i)
+        with torch.autocast(self.device.type, precision.autocast, enabled=precision is not Precision.FP32):
             features = self.module(x)  # (b, dim)
         assert isinstance(features, Tensor)
         return features.float()

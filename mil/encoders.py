@@ -7,18 +7,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mil.architecture import build, build_empty, pooled
 from mil.device import choose_device
 from mil.efficientnet_lite import packaged_weights, to_timm_names
-from mil.encoder import Encoder, EncoderRow, Interpolation, Transform, Triple
+from mil.encoder import Encoder, EncoderRow, Interpolation, Pooling, Source, Transform
+from mil.foreign_names import without
+from mil.foundation import FOUNDATION, HALF, IMAGENET_MEAN, IMAGENET_STD
+from mil.hub import fetch_weights
+from mil.position_embeddings import fit_positions
 from mil.torchvision_shim import import_timm
 from mil.weights import State, digest_state, load_strictly, read_state
 from wsi.errors import UsageError
 
-_IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-_IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-_HALF: Triple = (0.5, 0.5, 0.5)
 _TIMM_PREFIX = "timm:"
-_TIMM_POOLING = "timm default"
+_MPP_TOLERANCE = 1.2
+"""Tiles that are this many times coarser or finer than an encoder was trained at are worth a word."""
 
 
 def load_encoder(name: str, *, weights: Path | None = None, device: str = "cpu") -> Encoder:
@@ -29,8 +32,9 @@ def load_encoder(name: str, *, weights: Path | None = None, device: str = "cpu")
     name
         A name of `ENCODERS`, or ``timm:`` and any name that timm knows.
     weights
-        A ``.safetensors`` or ``.pth`` file; by default the row's packaged file, else the hub. A classifier
-        in it is left out: features end before it. Everything else must fit.
+        A ``.safetensors``, ``.pth`` or ``.bin`` file; by default the row's packaged file, else the hub. A
+        classifier in it is left out, for features end before it, and so is what the row names as of use in
+        pre-training only. Everything else must fit.
     device
         As torch names it: ``cpu``, ``cuda``, ``cuda:1``.
 
@@ -42,18 +46,31 @@ def load_encoder(name: str, *, weights: Path | None = None, device: str = "cpu")
     row = find_row(name)
     if weights is None and row.packaged_weights is not None:
         weights = row.packaged_weights()
-    if weights is None:
-        module = _fetch(row)
-    else:
-        module = _build(row)
-        load_strictly(module, _usable(row, read_state(weights)), path=weights, what=row.name)
-    return _finish(row, module, weights=f"sha256:{digest_state(module.state_dict())}", device=device)
+    if weights is None and row.source is not None:
+        weights = fetch_weights(row)
+    network = _fetch(row) if weights is None else _load(row, weights)
+    return _finish(row, network, weights=f"sha256:{digest_state(network.state_dict())}", device=device)
 
 
 def untrained_encoder(name: str, *, seed: int, device: str = "cpu") -> Encoder:
     """The architecture with weights drawn at random, and an identity that says so: for tests and speed."""
     row = find_row(name)
-    return _finish(row, _build(row, seed=seed), weights=f"untrained seed {seed}", device=device)
+    return _finish(row, build(row, seed=seed), weights=f"untrained seed {seed}", device=device)
+
+
+def check_mpp(row: EncoderRow, mpp: float) -> str | None:
+    """What to tell a user whose tiles are not at a resolution that the encoder was trained at.
+
+    None where they are within a fifth of one (up or down), or the encoder never saw a slide.
+    """
+    known = [row.mpp, *row.other_mpp] if row.mpp is not None else []
+    if not known or any(1 / _MPP_TOLERANCE <= mpp / trained <= _MPP_TOLERANCE for trained in known):
+        return None
+    others = f" (also {', '.join(f'{value:g}' for value in row.other_mpp)})" if row.other_mpp else ""
+    return (
+        f"{row.name} was trained at {row.mpp:g} microns per pixel{others}, and the tiles are at {mpp:g}: "
+        "expect worse features, or cut the tiles anew"
+    )
 
 
 def find_row(name: str) -> EncoderRow:
@@ -72,7 +89,7 @@ def find_row(name: str) -> EncoderRow:
 def _timm_row(name: str, timm_name: str) -> EncoderRow:
     timm = import_timm()
     config = timm.get_pretrained_cfg(timm_name)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    with torch.device("meta"), torch.inference_mode():  # shapes alone: no memory, no arithmetic
         # The length of what comes out is sure; the attributes that tell it differ between networks.
         module = timm.create_model(timm_name, pretrained=False, num_classes=0).eval()
         features = module(torch.zeros(1, *config.input_size))
@@ -88,42 +105,40 @@ def _timm_row(name: str, timm_name: str) -> EncoderRow:
         Interpolation.BILINEAR if config.interpolation == "bilinear" else Interpolation.BICUBIC,
     )
     return EncoderRow(
-        name, timm_name, features.shape[1], transform, _TIMM_POOLING, config.license or "not stated"
+        name, timm_name, features.shape[1], transform, Pooling.AS_TIMM, config.license or "not stated"
     )
 
 
-def _build(row: EncoderRow, *, seed: int = 0, pretrained: bool = False) -> nn.Module:
-    options = {} if row.pooling == _TIMM_POOLING else {"global_pool": row.pooling}
-    with torch.random.fork_rng(devices=[]):  # every network is born random: the caller's generator is not
-        torch.default_generator.manual_seed(seed)
-        module = import_timm().create_model(row.timm_name, pretrained=pretrained, num_classes=0, **options)
-    assert isinstance(module, nn.Module)
-    return module
+def _load(row: EncoderRow, path: Path) -> nn.Module:
+    network = build_empty(row)
+    if {name for name, _ in network.named_buffers()} - network.state_dict().keys():
+        network = build(row)  # some buffers are in no file, but computed when it is built, in real memory
+    state = fit_positions(row, _usable(row, read_state(path)), network, path=path)
+    load_strictly(network, state, path=path, what=row.name)
+    return network
 
 
 def _fetch(row: EncoderRow) -> nn.Module:
     try:
-        return _build(row, pretrained=True)
+        return build(row, pretrained=True)
     except (OSError, RuntimeError) as error:  # no network, no such file there, or no weights at all
         raise UsageError(
             f"the weights of {row.name} cannot be had from the hub ({type(error).__name__})",
-            action="Give them as a file: --weights FILE (.safetensors or .pth)",
+            action="Give them as a file: --weights FILE (.safetensors, .pth or .bin)",
         ) from error
 
 
 def _usable(row: EncoderRow, state: State) -> State:
-    """In timm's names, and without the classifier."""
+    """In timm's names, and without the classifier and what pre-training alone needed."""
     state = row.rename(state) if row.rename else state
     classifier = import_timm().get_pretrained_cfg(row.timm_name).classifier or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return {
-        name: value for name, value in state.items() if not name.startswith(tuple(f"{h}." for h in heads))
-    }
+    return without(state, (*row.unused, *(f"{head}." for head in heads)))
 
 
-def _finish(row: EncoderRow, module: nn.Module, *, weights: str, device: str) -> Encoder:
+def _finish(row: EncoderRow, network: nn.Module, *, weights: str, device: str) -> Encoder:
     place = choose_device(device)
-    module = module.eval().requires_grad_(requires_grad=False)
+    module = pooled(row, network).eval().requires_grad_(requires_grad=False)
     # Channels last: convolutions are 1.4 to 2.1 times faster, transformers the same.
     module = module.to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Encoder(row, module, weights, place)
@@ -140,7 +155,7 @@ ENCODERS: dict[str, EncoderRow] = {
             dim=1280,
             # TensorFlow's Lite models were trained on (pixel - 127) / 128.
             transform=Transform(224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
-            pooling="avg",
+            pooling=Pooling.AVERAGE,
             licence="Apache-2.0",
             packaged_weights=packaged_weights,
             rename=to_timm_names,
@@ -149,21 +164,39 @@ ENCODERS: dict[str, EncoderRow] = {
             name="resnet50",
             timm_name="resnet50.a1_in1k",
             dim=2048,
-            transform=Transform(224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
-            pooling="avg",
+            transform=Transform(224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            pooling=Pooling.AVERAGE,
             licence="Apache-2.0",
         ),
         EncoderRow(
             name="vit_small_patch16_224",
             timm_name="vit_small_patch16_224.augreg_in21k_ft_in1k",
             dim=384,
-            transform=Transform(224, mean=_HALF, std=_HALF),
-            pooling="token",
+            transform=Transform(224, mean=HALF, std=HALF),
+            pooling=Pooling.CLASS,
             licence="Apache-2.0",
         ),
+        EncoderRow(
+            name="resnet50-layer3",
+            timm_name="resnet50.tv_in1k",
+            settings={"out_indices": [3]},
+            dim=1024,
+            transform=Transform(
+                224, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation=Interpolation.BILINEAR
+            ),
+            pooling=Pooling.MAP,
+            licence="BSD-3-Clause",
+            unused=("layer4.", "fc."),  # CLAM cuts the network after its third stage
+            source=Source(
+                "M. Y. Lu et al., Nature Biomedical Engineering 5 (2021), doi 10.1038/s41551-020-00682-w",
+                hub="timm/resnet50.tv_in1k",
+                page="https://download.pytorch.org/models/resnet50-19c8e357.pth",
+            ),
+        ),
+        *FOUNDATION,
     )
 }
-"""Encoders by name. A new one is a new row."""
+"""Encoders by name. A new one is a new row; those of pathology are in `mil.foundation`."""
 
 DEFAULT_ENCODER = "efficientnet_lite0"
 """Works without a network."""

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_safetensors
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wsi.errors import UsageError
@@ -22,7 +21,7 @@ _WRAPPERS = ("state_dict", "model")
 
 
 def read_state(path: Path) -> State:
-    """Read a ``.safetensors`` file, or a checkpoint of ``torch.save`` that holds tensors only.
+    """Read a ``.safetensors`` file, or a checkpoint of ``torch.save`` (.pth, .pt, .bin) of tensors only.
 
     A pickled checkpoint can run code when it is loaded. Tensors are read and nothing else
     (``weights_only=True``), and what does not load that way is refused: there is no second try.
@@ -53,8 +52,11 @@ def _all_tensors(content: Mapping[object, object]) -> bool:
 
 def _read_safetensors(path: Path) -> object:
     try:
-        return parse_safetensors(path.read_bytes())
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            # Copied: the file is mapped, and may be replaced while the network lives. One tensor at a time,
+            # because the largest encoders have 4.5 GB of them.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:  # OSError: an empty file cannot be mapped
         raise UsageError(
             f"is not a whole safetensors file ({error})",
             path=path,
@@ -80,7 +82,9 @@ def _read_pickled(path: Path) -> object:
 
 
 def load_strictly(module: nn.Module, state: State, *, path: Path | None, what: str) -> None:
-    """Load every tensor into its place.
+    """Load every tensor into its place, as float32.
+
+    A module on torch's meta device takes the tensors themselves, so that its weights are in memory once.
 
     Raises
     ------
@@ -88,6 +92,13 @@ def load_strictly(module: nn.Module, state: State, *, path: Path | None, what: s
         Names or shapes differ; the first few are named.
     """
     own = module.state_dict()
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    # PyTorch before 0.4.1 did not count batches, and nothing in evaluation reads the count.
+    state |= {
+        name: torch.zeros_like(own[name], device="cpu")
+        for name in own.keys() - state.keys()
+        if name.endswith(".num_batches_tracked")
+    }
     problems = [
         f"{len(names)} {kind} ({_first(names)})"
         for kind, names in (
@@ -106,7 +117,7 @@ def load_strictly(module: nn.Module, state: State, *, path: Path | None, what: s
             path=path,
             action="Give the weights of this very architecture, or name another one",
         )
-    module.load_state_dict(dict(state))
+    module.load_state_dict(state, assign=any(tensor.is_meta for tensor in own.values()))
 
 
 def _first(names: Sequence[str]) -> str:
