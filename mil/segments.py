@@ -17,7 +17,8 @@ def segment_softmax(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> Tenso
     Parameters
     ----------
     logits
-        ``(N, K)`` of any float type; computed in float32.
+        ``(N, K)`` of any float type; computed in float32. Rows at minus infinity get 0, as long as the bag
+        has another.
     bag_of_row
         ``(N,)`` int64.
     bag_count
@@ -27,14 +28,24 @@ def segment_softmax(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> Tenso
     -------
     ``(N, K)`` float32; over the rows of a bag each of the K columns sums to 1.
     """
-    logits = logits.float()
-    index = bag_of_row[:, None].expand_as(logits)  # (N, K)
-    lowest = logits.new_full((bag_count, logits.shape[1]), -torch.inf)
-    # The peak only keeps exp from overflowing; it cancels, so no gradient goes through it.
-    peak = lowest.scatter_reduce(0, index, logits.detach(), "amax")  # (B, K)
-    exponentials = (logits - peak[bag_of_row]).exp()  # (N, K)
-    totals = segment_sum(exponentials, bag_of_row, bag_count)  # (B, K)
+    exponentials, totals, _ = _exponentials(logits, bag_of_row, bag_count)
     return exponentials / totals[bag_of_row]
+
+
+def segment_log_softmax(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
+    """Logarithm of `segment_softmax`, ``(N, K)`` float32, finite also where that is too small for a float."""
+    _, totals, shifted = _exponentials(logits, bag_of_row, bag_count)
+    return shifted - totals.log()[bag_of_row]
+
+
+def _exponentials(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(N, K)`` exponentials, their sums ``(B, K)``, and the ``(N, K)`` logits that they are of."""
+    logits = logits.float()
+    # The peak only keeps exp from overflowing; it cancels, so no gradient goes through it.
+    peak = segment_max(logits.detach(), bag_of_row, bag_count)  # (B, K)
+    shifted = logits - peak[bag_of_row]  # (N, K)
+    exponentials = shifted.exp()  # (N, K)
+    return exponentials, segment_sum(exponentials, bag_of_row, bag_count), shifted
 
 
 def segment_sum(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
@@ -44,3 +55,47 @@ def segment_sum(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
     """
     zeros = values.new_zeros((bag_count, values.shape[1]), dtype=torch.float32)
     return zeros.index_add(0, bag_of_row, values.float())
+
+
+def segment_sizes(bag_of_row: Tensor, bag_count: int) -> Tensor:
+    """``(B,)`` int64: rows of each bag."""
+    return torch.zeros(bag_count, dtype=torch.int64, device=bag_of_row.device).index_add(
+        0, bag_of_row, torch.ones_like(bag_of_row)
+    )
+
+
+def segment_mean(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
+    """Mean of the rows of each bag: ``(N, K)`` to ``(B, K)``, in float32."""
+    return segment_sum(values, bag_of_row, bag_count) / segment_sizes(bag_of_row, bag_count)[:, None]
+
+
+def segment_max(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
+    """Largest value of each bag and column: ``(N, K)`` to ``(B, K)``.
+
+    The gradient goes to the row that holds it; rows that share it share the gradient.
+    """
+    lowest = values.new_full((bag_count, values.shape[1]), -torch.inf)
+    return lowest.scatter_reduce(0, bag_of_row[:, None].expand_as(values), values, "amax")
+
+
+def segment_argmax(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
+    """``(B, K)`` int64: the row, of all N, that holds each bag's largest value; of equals the first."""
+    values = values.detach()
+    held = values == segment_max(values, bag_of_row, bag_count)[bag_of_row]  # (N, K)
+    rows = torch.arange(len(values), device=values.device)[:, None].where(held, len(values))  # (N, K)
+    none = rows.new_full((bag_count, values.shape[1]), len(values))
+    return none.scatter_reduce(0, bag_of_row[:, None].expand_as(rows), rows, "amin")
+
+
+def segment_rank(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
+    """``(N, K)`` int64: place of each row within its bag, 0 for the largest value of the column.
+
+    So ``segment_rank(values, ...) < k`` marks the k largest of every bag, or all rows of a smaller one. Of
+    equal values the earlier row comes first.
+    """
+    order = values.detach().argsort(dim=0, descending=True, stable=True)  # (N, K)
+    order = order.gather(0, bag_of_row[order].argsort(dim=0, stable=True))  # bag after bag
+    count = torch.arange(len(values), device=values.device)[:, None].expand_as(order)  # (N, K)
+    sizes = segment_sizes(bag_of_row, bag_count)  # (B,)
+    starts = sizes.cumsum(0) - sizes  # (B,)
+    return torch.empty_like(order).scatter(0, order, count) - starts[bag_of_row][:, None]

@@ -2,31 +2,95 @@
 
 from __future__ import annotations
 
+from mil.adaptors import ADAPTORS
+from mil.heads.abmil import ABMIL
+from mil.heads.acmil import ACMIL
+from mil.heads.adapted import ADAPTOR_SETTING, AdaptedHead
+from mil.heads.additive_abmil import AdditiveABMIL
+from mil.heads.clam import ClamMB, ClamSB
 from mil.heads.contract import Criterion, Head, HeadOutput, Settings
+from mil.heads.dsmil import DSMIL
+from mil.heads.dtfd import DTFD
 from mil.heads.gated_abmil import GatedABMIL
+from mil.heads.max_embedding import MaxEmbedding
+from mil.heads.max_instance import MaxInstance
+from mil.heads.mean import Mean
+from mil.heads.transmil import TransMIL
 from wsi.errors import UsageError
 
 __all__ = ["DEFAULT_HEAD", "HEADS", "Criterion", "Head", "HeadOutput", "Settings", "build_head"]
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (GatedABMIL,)}
-"""Heads by name."""
+_HEADS: tuple[type[Head], ...] = (
+    Mean,
+    MaxInstance,
+    MaxEmbedding,
+    ABMIL,
+    GatedABMIL,
+    AdditiveABMIL,
+    ClamSB,
+    ClamMB,
+    DSMIL,
+    TransMIL,
+    DTFD,
+    ACMIL,
+)
+
+HEADS: dict[str, type[Head]] = {head.name: head for head in _HEADS}
+"""Heads by name; docs/heads.md says which when."""
 
 DEFAULT_HEAD = GatedABMIL.name
 
 
-def build_head(name: str, *, dim: int, classes: int, settings: Settings | None = None) -> Head:
+def build_head(
+    name: str, *, dim: int, classes: int, settings: Settings | None = None, adaptor: str | None = None
+) -> Head:
     """Make a head with weights from torch's current generator.
+
+    Parameters
+    ----------
+    name
+        One of `HEADS`.
+    dim
+        D, of the features as they are stored.
+    classes
+        C.
+    settings
+        Hyper-parameters that differ from the defaults; those of the adaptor with ``adaptor.`` before their
+        names.
+    adaptor
+        One of `mil.adaptors.ADAPTORS`, to stand in front of the head, or None.
 
     Raises
     ------
     UsageError
-        No such head, or settings that it does not have.
+        No such head or adaptor, or settings that it does not have or that are none.
     """
     if name not in HEADS:
         raise UsageError(f"there is no head {name!r}", action=f"Use one of {', '.join(sorted(HEADS))}")
-    try:
-        return HEADS[name](dim, classes, **(settings or {}))
-    except TypeError as error:
+    settings = settings or {}
+    of_head = {key: value for key, value in settings.items() if not key.startswith(ADAPTOR_SETTING)}
+    of_front = {key.removeprefix(ADAPTOR_SETTING): settings[key] for key in settings if key not in of_head}
+    if adaptor is None:
+        if of_front:
+            raise _refused(f"head {name!r}", "there are settings of an adaptor, but no adaptor")
+        return _head(name, dim, classes, of_head)
+    if adaptor not in ADAPTORS:
         raise UsageError(
-            f"head {name!r} does not take these settings: {error}", action="Leave them out, or correct them"
-        ) from error
+            f"there is no adaptor {adaptor!r}", action=f"Use one of {', '.join(sorted(ADAPTORS))}"
+        )
+    try:
+        front = ADAPTORS[adaptor](dim, **of_front)
+    except (TypeError, ValueError) as error:
+        raise _refused(f"adaptor {adaptor!r}", error) from error
+    return AdaptedHead(front, _head(name, front.width, classes, of_head))
+
+
+def _head(name: str, dim: int, classes: int, settings: Settings) -> Head:
+    try:
+        return HEADS[name](dim, classes, **settings)
+    except (TypeError, ValueError) as error:
+        raise _refused(f"head {name!r}", error) from error
+
+
+def _refused(what: str, why: object) -> UsageError:
+    return UsageError(f"{what} does not take these settings: {why}", action="Leave them out, or correct them")

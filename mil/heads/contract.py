@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -44,8 +43,12 @@ class Head(nn.Module):
     takes ``(dim, classes, **settings)``.
     """
 
-    name: ClassVar[str]
+    name: str
     """What the user calls it."""
+    uses_places: bool = False
+    """Whether it knows where tiles stand; if not, any order and any places give the same result."""
+    adaptor: str | None = None
+    """The adaptor in front, by its name in `mil.adaptors.ADAPTORS`; see `mil.heads.adapted`."""
     dim: int
     """D."""
     classes: int

@@ -16,6 +16,9 @@ embedding z is the weighted mean, and a linear layer classifies it:
 The gate, sigm(U h), lets the network say "nothing here" where tanh alone is nearly linear around zero. The
 sum does not know the order of the tiles, nor, for equal proportions, their number.
 
+W is linear, so y is also a sum over tiles, of softmax(a) times W h, and a bias. It is computed so: that is
+narrower than z, and says what each tile adds.
+
 ::
 
     N  rows of all bags       L  hidden width       D  length of a feature vector
@@ -23,8 +26,6 @@ sum does not know the order of the tiles, nor, for equal proportions, their numb
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class GatedABMIL(Head):
         Share of hidden values, and of each attention branch's, left out in training.
     """
 
-    name: ClassVar[str] = "gated_abmil"
+    name = "gated_abmil"
 
     def __init__(
         self, dim: int, classes: int, *, hidden: int = 512, attention: int = 256, dropout: float = 0.25
@@ -73,6 +74,6 @@ class GatedABMIL(Head):
         gate = self.dropout(torch.sigmoid(self.U(h)))  # (N, A)
         a = self.w(tanh * gate)  # (N, 1)
         alpha = segment_softmax(a, bags.bag_of_row, len(bags))  # (N, 1)
-        z = segment_sum(alpha * h, bags.bag_of_row, len(bags))  # (B, L)
         contributions = alpha * nn.functional.linear(h, self.W.weight)  # (N, C)
-        return HeadOutput(self.W(z), a, contributions)  # (B, C), (N, 1), (N, C)
+        logits = segment_sum(contributions, bags.bag_of_row, len(bags)) + self.W.bias  # (B, C)
+        return HeadOutput(logits, a, contributions)  # (B, C), (N, 1), (N, C)
