@@ -19,14 +19,21 @@ class Estimate:
 
     mean: float
     """Over slides."""
-    low: float
-    """Lower end of the 95 % interval."""
-    high: float
-    """Upper end."""
+    low: float | None
+    """Lower end of the 95 % interval; None with one patient, which says nothing of others."""
+    high: float | None
+    """Upper end; likewise."""
     slides: int
     """m."""
 
+    @property
+    def positive(self) -> bool:
+        """Whether it is above zero with all of its interval."""
+        return self.low is not None and self.low > 0
+
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:.3f} [of one patient]"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def as_json(self) -> dict[str, Any]:
@@ -39,10 +46,11 @@ def estimate_mean(
 ) -> Estimate:
     """The mean of ``(m,)`` values, one a slide. Patients are drawn with all their slides.
 
-    The same patients and seed give the same draws, so that an interval of differences is of paired ones. With
-    one patient the interval has no width: nothing is known of others.
+    The same patients and seed give the same draws: intervals of several methods are of the same cohorts.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    if len(names) < 2:
+        return Estimate(float(np.mean(values)), None, None, len(values))
     slides = np.bincount(patient).astype(np.float64)  # (p,)
     sums = np.bincount(patient, weights=values)  # (p,)
     even = np.full(len(names), 1 / len(names))

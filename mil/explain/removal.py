@@ -30,7 +30,7 @@ from mil.explain.attribution import Scores
 from mil.explain.judge import Judge, probabilities
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
-"""Of the tiles that are kept. Close together at both ends: a lesion may be in few tiles, or in all but few."""
+"""Of the tiles that are kept. Close together at both ends: a lesion may be in few tiles, or in nearly all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -110,14 +110,14 @@ class ExplanationReport:
         """Which method is best here, and whether it can be told apart from attention and from chance."""
         best = self.best
         text = f"{best.name} is truest to the model: area between removal curves {best.gain}"
-        if best.over_random.low <= 0:
+        if not best.over_random.positive:
             return (
                 f"No method can be told apart from a random order on {best.gain.slides} slides "
                 f"(the best is {best.name}, {best.over_random} above it): believe none of them."
             )
         if best.name != "attention":
-            apart = best.over_attention.low > 0
-            text += f", {best.over_attention} above attention's" + ("" if apart else ", which may be chance")
+            chance = "" if best.over_attention.positive else ", which may be chance"
+            text += f", {best.over_attention} above attention's{chance}"
         text += f"; a random order has {self.result('random').gain.mean:.3f}."
         found = [result for result in self.methods if result.localisation and result.name != "random"]
         if found:
