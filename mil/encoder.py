@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,14 @@ class Transform:
             x = x.clamp(0, 255)  # bicubic overshoots at edges; a picture cannot
         edge = (side - self.input_size) // 2
         x = x[:, :, edge : edge + self.input_size, edge : edge + self.input_size]
-        mean = x.new_tensor(self.mean).view(3, 1, 1) * 255
-        std = x.new_tensor(self.std).view(3, 1, 1) * 255
-        return (x - mean) / std
+        return (x - _of_bytes(self.mean, x.device)) / _of_bytes(self.std, x.device)
+
+
+@cache  # a copy to a GPU waits for all that the GPU has to do: once is enough
+def _of_bytes(values: Triple, device: torch.device) -> Tensor:
+    """``(3, 1, 1)`` float32: one value a channel, on the scale 0 to 255."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, device=device).view(3, 1, 1) * 255
 
 
 class Pooling(Enum):
