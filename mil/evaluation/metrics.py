@@ -41,7 +41,8 @@ DEFINITIONS = {
     "all classes: 0 to 2, and twice the one-column score of two classes",
     "negative log-likelihood": "mean of -ln of the true class's probability (natural logarithm)",
     "expected calibration error": f"mean distance between confidence and accuracy over {BINS} equal-width "
-    "bins of the likeliest class's probability, by slides; above 0 even for a perfectly calibrated model",
+    "bins of the likeliest class's probability, by slides; above 0 even for a perfectly calibrated model, "
+    "and higher yet in resamples, so its interval lies too high",
 }
 """What the names in every report mean."""
 

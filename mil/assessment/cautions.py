@@ -1,0 +1,81 @@
+"""What must be known to read a report: said in it, and not only in the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mil.assessment.calibrating import Calibrations
+from mil.assessment.cohort import OUT_OF_FOLD
+from mil.assessment.findings import Finding
+from mil.assessment.settings import AssessmentSettings
+from mil.conformal import rank
+
+
+def cautions(
+    findings: Sequence[Finding], calibrations: Calibrations, settings: AssessmentSettings
+) -> list[str]:
+    """Sentences, the most general first."""
+    return [
+        *_intervals(findings, settings),
+        *_folds(findings),
+        *_calibration(findings, calibrations, settings),
+    ]
+
+
+def _intervals(findings: Sequence[Finding], settings: AssessmentSettings) -> Iterator[str]:
+    draws = settings.resampling
+    yield (
+        f"intervals are {draws.level:.0%} percentiles of {draws.count} resamples of patients with all their "
+        f"slides, seed {draws.seed}, not stratified; those of shares are exact (Clopper-Pearson)"
+    )
+    if any(finding.cohort.after.patient_count < len(finding.cohort) for finding in findings):
+        yield (
+            "patients have several slides: DeLong's intervals, exact intervals of shares, and the range of a "
+            "perfectly calibrated model take slides for independent, and are too narrow"
+        )
+
+
+def _folds(findings: Sequence[Finding]) -> Iterator[str]:
+    names = {finding.cohort.name for finding in findings}
+    if OUT_OF_FOLD in names:
+        yield (
+            "out-of-fold slides are each judged by the one member that was not trained on them; members have "
+            "scales of their own, which calibration makes alike only nearly, so figures over all slides may "
+            "lie below those of each fold"
+        )
+        yield (
+            "they are of the sites and the time that was trained on: what holds elsewhere only slides from "
+            "elsewhere can tell"
+        )
+    if names - {OUT_OF_FOLD}:
+        yield (
+            "conformal sets are promised for slides like those of validation: on slides from elsewhere read "
+            "how many held the truth"
+        )
+
+
+def _calibration(
+    findings: Sequence[Finding], calibrations: Calibrations, settings: AssessmentSettings
+) -> Iterator[str]:
+    for entry in calibrations.members:
+        if entry.note:
+            yield f"the temperature of member {entry.member} stays 1: {entry.note}"
+    needed = next(n for n in range(1, 10**9) if rank(n, settings.alpha) <= n)
+    if any(finding.cohort.member_of_slide is not None for finding in findings):
+        few = [str(entry.member) for entry in calibrations.members if entry.patients < needed]
+        if few:
+            yield (
+                f"member {', '.join(few)}: too few validation patients for sets with alpha "
+                f"{settings.alpha:g}, which needs {needed}; their sets hold every class, "
+                "and their slides all need review"
+            )
+    elif calibrations.patients < needed:
+        yield (
+            f"{calibrations.patients} validation patients are too few for sets with alpha "
+            f"{settings.alpha:g}, which needs {needed}; sets hold every class, and all slides need review"
+        )
+    if calibrations.patients:
+        yield (
+            "temperatures and conformal sets are fitted on validation slides, by which the epoch was chosen "
+            "too: they may come out a little too sure"
+        )

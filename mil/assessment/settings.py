@@ -1,0 +1,51 @@
+"""What an evaluation may be asked to do otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mil.evaluation.bootstrap import Resampling
+from mil.gate import Gate
+from mil.uncertainty import PASSES
+from wsi.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class AssessmentSettings:
+    """How a model is evaluated.
+
+    Raises
+    ------
+    UsageError
+        A number out of range.
+    """
+
+    alpha: float = 0.1
+    """Share of slides whose conformal set may lack the true class."""
+    gate: Gate = field(default_factory=Gate)
+    """Which slides are confirmed."""
+    resampling: Resampling = field(default_factory=Resampling)
+    """Of patients, for intervals; its seed is also that of all other draws."""
+    mc_dropout: int = PASSES
+    """Passes with dropout left on; 0 for none. Only where features are at hand."""
+    explain: bool = False
+    """Whether explanations are measured too. Only where features are at hand."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UsageError(f"alpha is {self.alpha}; it must lie between 0 and 1", action="Correct --alpha")
+        if self.mc_dropout < 0 or self.mc_dropout == 1:
+            raise UsageError(
+                f"{self.mc_dropout} passes with dropout show no spread",
+                action="Give 0 to --mc-dropout, or at least 2",
+            )
+
+    @property
+    def seed(self) -> int:
+        """Of all draws."""
+        return self.resampling.seed
+
+    def as_json(self) -> dict[str, Any]:
+        """For the report, and to tell whether another run would give another one."""
+        return asdict(self)
