@@ -10,11 +10,20 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mil.arguments import add_context, add_encoder, add_model, add_network, add_training, encoding
+from mil.arguments import (
+    add_context,
+    add_encoder,
+    add_model,
+    add_network,
+    add_training,
+    encoding,
+    memory_bytes,
+    study_recipe,
+)
 from tiling.arguments import (
     add_export,
     add_foreign,
@@ -22,14 +31,13 @@ from tiling.arguments import (
     add_tiles,
     add_workers,
     cut_recipe,
-    given,
     nominal_spec,
     selection_files,
     with_pixels,
     workers,
 )
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
-from wsi.errors import MicrotomeError
+from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
 
 if TYPE_CHECKING:

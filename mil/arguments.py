@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,8 +159,9 @@ def study_recipe(arguments: Namespace) -> StudyRecipe:
         settings=dict(map(_setting, arguments.settings or ())),
         loss=loss,
         balance_classes=not arguments.no_class_weights,
-        **({"metric": Metric(arguments.metric)} if arguments.metric else {}),
     )
+    if arguments.metric:
+        training = replace(training, metric=Metric(arguments.metric))
     return StudyRecipe(
         encoder=arguments.encoder,
         contexts=tuple(arguments.contexts or ()),

@@ -1,44 +1,84 @@
-"""A trained head on disk: weights as safetensors, all else as JSON, in one committed folder.
+"""A trained model on disk: weights as safetensors, all else as text, in one committed folder.
 
 ::
 
-    MODEL/weights.safetensors     tensors, and nothing that could run
-    MODEL/model.json              `Model`: what the head is, and which features it understands
+    MODEL/model.json              `Model`: what the heads are, which features they understand, how they were
+                                  trained, and how sure they may be
+    MODEL/member-0.safetensors    tensors of the first member, and nothing that could run; and so on
+    MODEL/...                     what a study leaves beside them; see `mil.study`
     MODEL/commit.json             see `tiling.commit`
+
+Models of the first version hold one head, in ``weights.safetensors``, and are read as an ensemble of one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import save as to_safetensors
 
+from mil.conformal import ConformalRule
+from mil.ensemble import Ensemble, as_ensemble
 from mil.features import FeatureRecipe
+from mil.gate import Gate
 from mil.heads import Head, Settings, build_head
 from mil.weights import digest_state, load_strictly, read_state
 from tiling.commit import Commit, begin, canonical, find_damage, read_commit
 from wsi.durable import write_file
 from wsi.errors import DamagedError, RecipeError, UsageError
 
-WEIGHTS_FILE, CARD_FILE = "weights.safetensors", "model.json"
-FORMAT = 1
-"""Version of model.json; a reader refuses any other."""
+CARD_FILE = "model.json"
+FORMAT = 2
+"""Version of model.json."""
+_OLD_FORMAT, _OLD_WEIGHTS = 1, "weights.safetensors"
+_NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How sure a model may be: fitted on slides that the members did not learn from."""
+
+    temperatures: tuple[float, ...]
+    """One a member."""
+    conformal: ConformalRule
+    """Which classes cannot be ruled out, by the ensemble's probabilities."""
+    gate: Gate
+    """Which slides a person has to look at."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For the card."""
+        return {
+            "temperatures": list(self.temperatures),
+            "conformal": self.conformal.as_json(),
+            "gate_threshold": self.gate.threshold,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Calibration:
+        """What `as_json` gave."""
+        return cls(
+            tuple(float(value) for value in content["temperatures"]),
+            ConformalRule.from_json(content["conformal"]),
+            Gate(float(content["gate_threshold"])),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The card of a trained head: everything but its weights, and their hash.
+    """The card of a trained model: everything but its weights, and their hashes.
 
     Raises
     ------
     UsageError
-        See `check_model_name`; or there are not at least two classes.
+        See `check_model_name`; or there are not at least two classes; or not one temperature a member.
     """
 
     name: str
@@ -51,8 +91,12 @@ class Model:
     """In the order of the head's outputs."""
     features: FeatureRecipe
     """The features that it was trained on, and the only ones it is used on."""
-    weights_sha256: str
-    """`mil.weights.digest_state` of the head."""
+    members: tuple[str, ...]
+    """`mil.weights.digest_state` of each member."""
+    adaptor: str | None = None
+    """A name of `mil.adaptors.ADAPTORS`: what features pass through before the head; or nothing."""
+    calibration: Calibration | None = None
+    """How sure it may be; None where nothing was held out to find that out."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was trained, as JSON: for the reader, and to tell whether training again would change it."""
 
@@ -63,12 +107,35 @@ class Model:
                 f"model {self.name!r} has classes {list(self.classes)}; it needs at least two, all different",
                 action="Check the labels",
             )
+        temperatures = len(self.calibration.temperatures) if self.calibration else len(self.members)
+        if not self.members or temperatures != len(self.members):
+            raise UsageError(
+                f"model {self.name!r} has {len(self.members)} members and {temperatures} temperatures",
+                action="Train it again",
+            )
+
+    @property
+    def weights_sha256(self) -> str:
+        """Names the weights of all members; of one alone its own hash."""
+        if len(self.members) == 1:
+            return self.members[0]
+        return hashlib.sha256("\n".join(self.members).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
         """What model.json holds."""
-        content = asdict(self) | {"format": FORMAT, "features": self.features.as_json()}
+        content = asdict(self) | {
+            "format": FORMAT,
+            "features": self.features.as_json(),
+            "calibration": self.calibration.as_json() if self.calibration else None,
+        }
         as_read: dict[str, Any] = json.loads(canonical(content))  # tuples are lists there
         return as_read
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what it says of given features: part of the recipe of its scores."""
+        kept = ("name", "head", "settings", "adaptor", "classes", "calibration")
+        content = self.as_json()
+        return {key: content[key] for key in kept} | {"weights_sha256": self.weights_sha256}
 
 
 def check_model_name(name: str) -> str:
@@ -111,29 +178,44 @@ def check_model_folder(folder: Path) -> None:
 
 
 def describe(
-    head: Head,
+    head: Head | Ensemble,
     *,
     name: str,
     classes: tuple[str, ...],
     features: FeatureRecipe,
+    calibration: Calibration | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Model:
-    """The card of a head."""
+    """The card of a head, or of an ensemble whose members are alike."""
+    members = as_ensemble(head).members
     return Model(
         name=name,
-        head=head.name,
-        settings=head.settings,
+        head=members[0].name,
+        settings=members[0].settings,
+        adaptor=members[0].adaptor,
         classes=classes,
         features=features,
-        weights_sha256=digest_state(head.state_dict()),
+        members=tuple(digest_state(member.state_dict()) for member in members),
+        calibration=calibration,
         training=training or {},
     )
 
 
-def save_model(folder: Path, head: Head, model: Model) -> Commit:
-    """Publish a head and its card as `folder`; nothing to do where the very same are there.
+def save_model(
+    folder: Path, head: Head | Ensemble, model: Model, *, files: Mapping[str, bytes] = _NO_FILES
+) -> Commit:
+    """Publish members and their card as `folder`; nothing to do where the very same are there.
 
     The work folder is ``.work`` beside `folder`. One process at a time saves a model of that name.
+
+    Parameters
+    ----------
+    folder
+        Where it goes.
+    head, model
+        The weights, and what `describe` says of them.
+    files
+        What else belongs to it, by name: what the same card and weights give again.
 
     Raises
     ------
@@ -153,8 +235,11 @@ def save_model(folder: Path, head: Head, model: Model) -> Commit:
         raise _in_the_way(folder, "another model")
     work = folder.parent / ".work"
     draft = begin(folder, recipe, work=work)
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in head.state_dict().items()}
-    write_file(draft.folder / WEIGHTS_FILE, to_safetensors(state))
+    for number, member in enumerate(as_ensemble(head).members):
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in member.state_dict().items()}
+        write_file(draft.folder / weights_file(number), to_safetensors(state))
+    for name, data in files.items():
+        write_file(draft.folder / name, data)
     write_file(draft.folder / CARD_FILE, canonical(model.as_json()))
     commit = draft.publish({})
     with contextlib.suppress(OSError):  # an output has its own use for it
@@ -162,32 +247,52 @@ def save_model(folder: Path, head: Head, model: Model) -> Commit:
     return commit
 
 
+def weights_file(member: int) -> str:
+    """Where a member's weights are."""
+    return f"member-{member}.safetensors"
+
+
 def _in_the_way(folder: Path, what: str) -> RecipeError:
     action = "Choose another folder with -m, or delete it"
     return RecipeError(f"{what} is there already", path=folder, action=action)
 
 
-def load_model(folder: Path) -> tuple[Model, Head]:
-    """Read a model back, every byte checked; the head is in eval mode, on the CPU.
+def load_model(folder: Path) -> tuple[Model, Ensemble]:
+    """Read a model back, every byte checked; its members are in eval mode, on the CPU.
 
     Raises
     ------
     UsageError
         It is missing, damaged, of another version, or not a model; the file is named.
     """
-    _check_bytes(folder)
-    model = _read_card(folder / CARD_FILE)
-    weights = folder / WEIGHTS_FILE
-    state = read_state(weights)
-    dim = int(model.features.encoder["dim"])
-    head = build_head(model.head, dim=dim, classes=len(model.classes), settings=model.settings)
-    load_strictly(head, state, path=weights, what=f"{model.head} for {len(model.classes)} classes")
-    if digest_state(state) != model.weights_sha256:
-        raise _not_a_model(weights, f"does not hold the weights that {CARD_FILE} describes")
-    return model, head.eval()
+    commit = _check_bytes(folder)
+    model, names = _read_card(folder / CARD_FILE)
+    for name in names:
+        if name not in commit.files:
+            raise _not_a_model(folder, f"holds no {name}")
+    members = tuple(
+        _load_member(model, folder / name, digest) for name, digest in zip(names, model.members, strict=True)
+    )
+    temperatures = model.calibration.temperatures if model.calibration else (1.0,) * len(members)
+    return model, Ensemble(members, temperatures)
 
 
-def _check_bytes(folder: Path) -> None:
+def _load_member(model: Model, path: Path, digest: str) -> Head:
+    state = read_state(path)
+    head = build_head(
+        model.head,
+        dim=int(model.features.encoder["dim"]) * (1 + len(model.features.contexts)),
+        classes=len(model.classes),
+        settings=model.settings,
+        adaptor=model.adaptor,
+    )
+    load_strictly(head, state, path=path, what=f"{model.head} for {len(model.classes)} classes")
+    if digest_state(state) != digest:
+        raise _not_a_model(path, f"does not hold the weights that {CARD_FILE} describes")
+    return head.eval()
+
+
+def _check_bytes(folder: Path) -> Commit:
     if not folder.exists():
         raise UsageError(
             "there is no such model", path=folder, action="Give the folder that 'microtome train' wrote"
@@ -199,31 +304,41 @@ def _check_bytes(folder: Path) -> None:
         assert commit is not None  # the folder is there
         for damage in find_damage(folder, commit, full=True):
             raise _not_a_model(folder / damage.file, damage.reason)
-        for name in (CARD_FILE, WEIGHTS_FILE):
-            if name not in commit.files:
-                raise _not_a_model(folder, f"holds no {name}")
+        if CARD_FILE not in commit.files:
+            raise _not_a_model(folder, f"holds no {CARD_FILE}")
     except DamagedError as error:
         raise _not_a_model(folder, error.reason) from error
+    return commit
 
 
-def _read_card(path: Path) -> Model:
+def _read_card(path: Path) -> tuple[Model, list[str]]:
+    """The card, and the files of its members."""
     try:
         content = json.loads(path.read_bytes())
-        if content["format"] != FORMAT:
-            raise _not_a_model(path, f"has version {content['format']}; this program reads version {FORMAT}")
-        return Model(
+        if content["format"] == _OLD_FORMAT:
+            content |= {"members": [content["weights_sha256"]]}
+        elif content["format"] != FORMAT:
+            raise _not_a_model(
+                path, f"has version {content['format']}; this program reads versions up to {FORMAT}"
+            )
+        calibration = content.get("calibration")
+        model = Model(
             name=content["name"],
             head=content["head"],
             settings=content["settings"],
+            adaptor=content.get("adaptor"),
             classes=tuple(content["classes"]),
             features=FeatureRecipe.from_json(content["features"]),
-            weights_sha256=content["weights_sha256"],
+            members=tuple(content["members"]),
+            calibration=Calibration.from_json(calibration) if calibration else None,
             training=content["training"],
         )
     except UsageError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise _not_a_model(path, f"is unreadable ({type(error).__name__}: {error})") from error
+    old = content["format"] == _OLD_FORMAT
+    return model, [_OLD_WEIGHTS] if old else [weights_file(i) for i in range(len(model.members))]
 
 
 def _not_a_model(path: Path, reason: str) -> UsageError:

@@ -14,7 +14,8 @@ from pathlib import Path
 from wsi.errors import UsageError
 
 _REQUIRED = ("slide_id", "label")
-_OPTIONAL = ("patient", "split")
+_OPTIONAL = ("patient", "split", "fold")
+_MAY_BE_BLANK = ("fold",)  # slides for testing have none
 _TAKEN_LABEL = "attention rank"  # the channel that every heatmap has beside its classes
 _LABEL_BYTES = 100  # labels are parts of file names
 
@@ -38,13 +39,15 @@ class SlideLabel:
     """Whose slide it is; None where the table does not say."""
     split: Split | None
     """What it is for; None where the table does not say."""
+    fold: int | None
+    """Which fold it is in, from 0; None where the table does not say, and for slides for testing."""
     line: int
     """Where it stands in the file, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelTable:
-    """A sound table: no slide twice, at least two classes to learn, no patient on both sides of the split."""
+    """A sound table: no slide twice, two classes to learn, no patient on two sides or in two folds."""
 
     path: Path
     """The file."""
@@ -58,11 +61,16 @@ class LabelTable:
 
     def of(self, split: Split) -> tuple[SlideLabel, ...]:
         """The slides of one side; without a split column all are for training."""
-        return tuple(row for row in self.rows if (row.split or Split.TRAIN) is split)
+        return tuple(row for row in self.rows if _side(row) is split)
+
+    @property
+    def folds(self) -> int:
+        """How many folds the table has; 0 where it leaves them to the program."""
+        return max((row.fold + 1 for row in self.rows if row.fold is not None), default=0)
 
 
 def read_labels(path: Path) -> LabelTable:
-    """Read a CSV file with columns ``slide_id,label`` and, if wanted, ``patient`` and ``split``.
+    """Read a CSV file with columns ``slide_id,label`` and, if wanted, ``patient``, ``split`` and ``fold``.
 
     UTF-8 with or without a byte-order mark, any line ends. All is text: a slide called 007 keeps its zeros.
     Blanks around a value are dropped, and letters with accents are brought to one spelling (Unicode NFC);
@@ -80,6 +88,7 @@ def read_labels(path: Path) -> LabelTable:
     _refuse_repeats(path, rows)
     _refuse_look_alikes(path, rows)
     _refuse_leaks(path, rows)
+    _refuse_wrong_folds(path, rows)
     table = LabelTable(path, rows)
     trained = {row.label for row in table.of(Split.TRAIN)}
     if len(trained) < 2:
@@ -93,6 +102,27 @@ def read_labels(path: Path) -> LabelTable:
             "Move one such slide to train, or leave them out",
         )
     return table
+
+
+def labels_to_csv(table: LabelTable) -> bytes:
+    """The table in one spelling: UTF-8, all columns that we know, blank where it said nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    shown = [*_REQUIRED, *(name for name in _OPTIONAL if any(_value(row, name) for row in table.rows))]
+    writer.writerow(shown)
+    writer.writerows([_value(row, name) for name in shown] for row in table.rows)
+    return text.getvalue().encode()
+
+
+def _value(row: SlideLabel, column: str) -> str:
+    value = getattr(row, column)
+    if value is None:
+        return ""
+    return value.value if isinstance(value, Split) else str(value)
+
+
+def _side(row: SlideLabel) -> Split:
+    return row.split or Split.TRAIN
 
 
 def _read_text(path: Path) -> str:
@@ -124,7 +154,7 @@ def _parse(path: Path, text: str) -> Iterator[SlideLabel]:
             named = {
                 name: unicodedata.normalize("NFC", values[place].strip()) for name, place in places.items()
             }
-            blank = [name for name, value in named.items() if not value]
+            blank = [name for name, value in named.items() if not value and name not in _MAY_BE_BLANK]
             if blank:
                 raise _refused(path, f"line {line} has no {blank[0]}", "Fill it in, or delete the line")
             yield SlideLabel(
@@ -132,6 +162,7 @@ def _parse(path: Path, text: str) -> Iterator[SlideLabel]:
                 named["label"],
                 named.get("patient"),
                 _split(path, named.get("split"), line),
+                _fold(path, named.get("fold"), line),
                 line,
             )
     except csv.Error as error:
@@ -146,7 +177,7 @@ def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
         raise _refused(
             path,
             f"has no column {' nor '.join(missing)} (columns found: {found})",
-            "The first line must be: slide_id,label[,patient][,split], with commas",
+            "The first line must be: slide_id,label[,patient][,split][,fold], with commas",
         )
     twice = [name for name in (*_REQUIRED, *_OPTIONAL) if header.count(name) > 1]
     if twice:
@@ -161,6 +192,14 @@ def _split(path: Path, value: str | None, line: int) -> Split | None:
         return Split(value.lower())
     except ValueError as error:
         raise _refused(path, f"line {line} has split {value!r}", "Use train or test") from error
+
+
+def _fold(path: Path, value: str | None, line: int) -> int | None:
+    if not value:
+        return None
+    if not (value.isascii() and value.isdecimal() and len(value) <= 4):
+        raise _refused(path, f"line {line} has fold {value[:20]!r}", "Use whole numbers from 0")
+    return int(value)
 
 
 def _refuse_unusable_labels(path: Path, rows: Sequence[SlideLabel]) -> None:
@@ -216,6 +255,35 @@ def _refuse_leaks(path: Path, rows: Iterable[SlideLabel]) -> None:
                 path,
                 f"has patient {row.patient!r} in both train and test ({_lines([first, row])})",
                 "Keep all slides of a patient on one side: the test would not be one",
+            )
+
+
+def _refuse_wrong_folds(path: Path, rows: Sequence[SlideLabel]) -> None:
+    """Folds are of training slides: all or none of them, from 0 without a gap, a patient in one."""
+    with_fold = [row for row in rows if row.fold is not None]
+    if not with_fold:
+        return
+    tested = [row for row in with_fold if _side(row) is Split.TEST]
+    if tested:
+        raise _refused(path, f"gives a fold to slides for testing ({_lines(tested)})", "Leave it blank there")
+    without = [row for row in rows if row.fold is None and _side(row) is Split.TRAIN]
+    if without:
+        raise _refused(path, f"gives no fold to some slides ({_lines(without)})", "Fill in all, or none")
+    found = {row.fold for row in with_fold}
+    missing = [fold for fold in range(len(found)) if fold not in found]
+    if missing:
+        raise _refused(
+            path, f"has no slide in fold {missing[0]}", "Number folds from 0 without a gap: 0, 1, 2, ..."
+        )
+    first_of: dict[str, SlideLabel] = {}
+    for row in with_fold:
+        first = first_of.setdefault(row.patient or row.slide_id, row)
+        if first.fold != row.fold:
+            raise _refused(
+                path,
+                f"has patient {row.patient!r} in two folds, {first.fold} and {row.fold} "
+                f"({_lines([first, row])})",
+                "Keep all slides of a patient in one fold: the test would not be one",
             )
 
 

@@ -1,22 +1,29 @@
-"""`predict_bag` and `predict_slide`: what a head says of a slide, and of each of its tiles."""
+"""`predict_bag` and `predict_slide`: what a model says of a slide, and of each of its tiles.
+
+::
+
+    n  tiles of a slide        M  members        C  classes        K  attention branches of a head
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mil.bags import Bag, each_alone, pack
 from mil.checkpoint import Model
 from mil.encoder import folder_name
-from mil.features import FeatureRecipe, read_bag
+from mil.ensemble import Ensemble, as_ensemble, bag_logits, check_length, in_eval_mode
+from mil.features import FeatureRecipe, feature_items, read_bag
 from mil.heads import Head
 from mil.segments import segment_softmax
+from mil.uncertainty import spread
 from tiling.commit import Commit
 from tiling.store import TileStore, make_array, write_group
 from tiling.versions import versions
@@ -28,69 +35,77 @@ ROWS_PER_SLICE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a head says of one bag of n tiles, over C classes."""
+    """What a head or an ensemble says of one bag."""
 
-    probabilities: NDArray[np.float32]
-    """``(C,)``, summing to 1. Not calibrated: 0.8 need not be right in 8 of 10 cases."""
+    probabilities: NDArray[np.float64]
+    """``(C,)``, summing to 1: the mean over members. Calibrated if the ensemble is: else 0.8 need not be
+    right in 8 of 10 cases."""
+    member_probabilities: NDArray[np.float64]
+    """``(M, C)``: what each member says, with its temperature."""
+    spread: NDArray[np.float64]
+    """``(C,)``: standard deviation over members, by M - 1; 0 of a single one, who cannot disagree."""
+    information: NDArray[np.float64]
+    """``(1,)``: how far members disagree, as mutual information in nats; see `mil.uncertainty`."""
     tile_scores: NDArray[np.float32]
-    """``(n, C)``: the probabilities of a bag that holds this tile alone.
+    """``(n, C)``: the probabilities of a bag that holds this tile alone, the mean over members.
 
     This says what a tile speaks for. On data with known truth it finds lesions better than attention does.
+    A head that knows of positions judges the tile as if it stood at the slide's first place.
     """
     attention: NDArray[np.float32]
-    """``(n,)``, summing to 1: how much each tile counted, whatever it spoke for. Not evidence of anything."""
+    """``(n,)``, summing to 1: how much each tile counted, whatever it spoke for, the mean over members and
+    branches. Not evidence of anything."""
 
 
 @torch.inference_mode()
-def predict_bag(head: Head, bag: Bag) -> Prediction:
-    """Apply a head to a bag, in eval mode; the head is left in the mode that it was in.
+def predict_bag(model: Head | Ensemble, bag: Bag) -> Prediction:
+    """Apply a head or an ensemble to a bag, in eval mode; each head is left in the mode that it was in.
 
     Raises
     ------
     UsageError
-        The features have another length than the head takes.
+        The features have another length than the model takes.
     MicrotomeError
-        The head gives NaN.
+        A head gives NaN.
     """
-    if bag.dim != head.dim:
-        raise UsageError(
-            f"slide {bag.slide_id!r} has features of length {bag.dim}, the model takes {head.dim}",
-            action="Encode it with the model's encoder",
-        )
-    device = next(head.parameters()).device
-    packed = pack([bag], device=device)
-    with _in_eval_mode(head):
-        output = head(packed)
-        slices = [_scores_alone(head, rows) for rows in torch.split(packed.features, ROWS_PER_SLICE)]
-    attention = segment_softmax(output.attention_logits, packed.bag_of_row, 1).mean(dim=1)  # (n,)
-    prediction = Prediction(
-        probabilities=output.logits[0].softmax(dim=0).cpu().numpy(),
-        tile_scores=torch.cat(slices).cpu().numpy(),
+    ensemble = as_ensemble(model)
+    check_length(bag, ensemble.dim)
+    logits = np.concatenate([bag_logits(member, [bag]) for member in ensemble.members])  # (M, C)
+    if not np.isfinite(logits).all():
+        raise _gives_nan(bag)
+    each = ensemble.calibrated(logits)  # (M, C)
+    count = len(ensemble.members)
+    features = pack([bag], device=ensemble.device)
+    scores, attention = torch.zeros(()), torch.zeros(())
+    for member, temperature in zip(ensemble.members, ensemble.temperatures, strict=True):
+        with in_eval_mode(member):
+            weights = segment_softmax(member(features).attention_logits, features.bag_of_row, 1)  # (n, K)
+            slices = torch.split(features.features, ROWS_PER_SLICE)
+            alone = torch.cat([_scores_alone(member, rows, temperature) for rows in slices])  # (n, C)
+        scores = scores.to(alone.device) + alone / count
+        attention = attention.to(alone.device) + weights.mean(dim=1) / count
+    if not scores.isfinite().all():
+        raise _gives_nan(bag)
+    return Prediction(
+        probabilities=each.mean(axis=0),
+        member_probabilities=each,
+        spread=each.std(axis=0, ddof=1) if count > 1 else np.zeros(ensemble.classes),
+        information=spread(each[:, None]).information if count > 1 else np.zeros(1),
+        tile_scores=scores.cpu().numpy(),
         attention=attention.cpu().numpy(),
     )
-    if not (np.isfinite(prediction.probabilities).all() and np.isfinite(prediction.tile_scores).all()):
-        raise MicrotomeError(
-            f"the model gives NaN for slide {bag.slide_id!r}",
-            action="Train it again: its weights are damaged",
-        )
-    return prediction
 
 
-def _scores_alone(head: Head, rows: Tensor) -> Tensor:
+def _gives_nan(bag: Bag) -> MicrotomeError:
+    return MicrotomeError(
+        f"the model gives NaN for slide {bag.slide_id!r}", action="Train it again: its weights are damaged"
+    )
+
+
+def _scores_alone(head: Head, rows: Tensor, temperature: float) -> Tensor:
     """``(k, C)``: class probabilities of k rows, each as a bag of its own."""
     logits: Tensor = head(each_alone(rows)).logits  # (k, C)
-    return logits.softmax(dim=1)
-
-
-@contextlib.contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Dropout off inside; outside as before, so that predicting amid training does not end it."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
+    return (logits / temperature).softmax(dim=1)
 
 
 def encoder_key(model: Model) -> str:
@@ -106,7 +121,8 @@ def check_features(store: TileStore, model: Model) -> None:
     UsageError
         Another encoder, tile size, resolution or stain normalisation; both are named.
     """
-    differences = FeatureRecipe.of(store, encoder_key(model)).differences(model.features)
+    found = FeatureRecipe.of(store, encoder_key(model), contexts=model.features.contexts)
+    differences = found.differences(model.features)
     if differences:
         raise UsageError(
             f"slide {store.slide_id!r} does not fit model {model.name!r}: {'; '.join(differences[:4])}",
@@ -115,11 +131,19 @@ def check_features(store: TileStore, model: Model) -> None:
         )
 
 
-def predict_slide(store: TileStore, model: Model, head: Head) -> Commit:
+def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Commit:
     """Score a slide and commit ``scores/<model.name>`` to its store; does nothing where that is done.
 
-    The item holds ``scores`` ``(n, C)`` and ``attention`` ``(n,)`` float32; the slide's own probabilities are
-    in the commit's record, by class.
+    The item holds ``scores`` ``(n, C)`` and ``attention`` ``(n,)`` float32. What is said of the slide itself
+    is in the commit's record: ``probabilities`` by class and whether they are ``calibrated``; of an ensemble
+    the members' ``spread`` by class; of a calibrated one the ``conformal_set`` and the gate's ``decision``.
+
+    Parameters
+    ----------
+    store
+        The slide; the caller holds the output's lock.
+    model, head
+        As `load_model` gave them.
 
     Raises
     ------
@@ -129,32 +153,49 @@ def predict_slide(store: TileStore, model: Model, head: Head) -> Commit:
         See `TileStore.begin` and `TileStore.features`.
     """
     check_features(store, model)
-    key = encoder_key(model)
+    key, contexts = encoder_key(model), model.features.contexts
     recipe = {
         "step": "scores",
-        "inputs": store.inputs("tiles", f"features/{key}"),
-        "model": {
-            "name": model.name,
-            "weights_sha256": model.weights_sha256,
-            "head": model.head,
-            "settings": dict(model.settings),
-            "classes": list(model.classes),
-        },
+        "inputs": store.inputs("tiles", *feature_items(key, contexts)),
+        "model": model.identity(),
     }
     item = f"scores/{model.name}"
     draft = store.begin(item, recipe)
     if draft is None:
         return store.require(item)
-    prediction = predict_bag(head, read_bag(store, key))
+    prediction = predict_bag(head, read_bag(store, key, contexts=contexts))
     for name, values in (("scores", prediction.tile_scores), ("attention", prediction.attention)):
         array = make_array(
             draft, name, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
         )
         array.write_all(values)
-    record = {
-        "probabilities": dict(zip(model.classes, prediction.probabilities.tolist(), strict=True)),
-        "tiles": len(store),
-        "versions": versions("torch"),
-    }
+    record = verdict(model, prediction) | {"tiles": len(store), "versions": versions("torch")}
     write_group(draft, attributes={"recipe": recipe, "record": record})
     return draft.publish(record)
+
+
+def verdict(model: Model, prediction: Prediction) -> dict[str, Any]:
+    """What a model says of a slide, as JSON, by the names of the classes."""
+
+    def by_class(values: NDArray[np.float64]) -> Mapping[str, float]:
+        return dict(zip(model.classes, values.tolist(), strict=True))
+
+    said: dict[str, Any] = {
+        "probabilities": by_class(prediction.probabilities),
+        "calibrated": model.calibration is not None,
+    }
+    if len(prediction.member_probabilities) > 1:
+        said["spread"] = by_class(prediction.spread)
+        said["information"] = float(prediction.information[0])
+    if model.calibration is None:
+        return said
+    kept = model.calibration.conformal.sets(prediction.probabilities[None])[0]  # (C,)
+    decision = model.calibration.gate.decide(prediction.probabilities, kept)
+    return said | {
+        "conformal_set": [name for name, inside in zip(model.classes, kept, strict=True) if inside],
+        "decision": {
+            "status": decision.status,
+            "confidence": decision.confidence,
+            "reasons": list(decision.reasons),
+        },
+    }

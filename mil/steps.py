@@ -9,8 +9,8 @@ from mil.checkpoint import Model
 from mil.device import Precision
 from mil.encode import encode_slide
 from mil.encoder import Encoder
+from mil.ensemble import Ensemble
 from mil.features import feature_items
-from mil.heads import Head
 from mil.predict import predict_slide
 from tiling.pipeline import Job, Step
 
@@ -60,6 +60,6 @@ def _encode_step(encoding: Encoding, item: str, context_mpp: float | None) -> St
     return Step(item, make)
 
 
-def predict_step(model: Model, head: Head) -> Step:
+def predict_step(model: Model, ensemble: Ensemble) -> Step:
     """Score a slide and its tiles."""
-    return Step(f"scores/{model.name}", lambda job: predict_slide(job.store, model, head))
+    return Step(f"scores/{model.name}", lambda job: predict_slide(job.store, model, ensemble))

@@ -1,23 +1,276 @@
-"""A study: labelled slides of an output become a model, and a model's scores are held against labels."""
+"""A study: labelled slides become a model, and what it says of other slides is held against their labels.
+
+With k folds k heads are trained; see `mil.splits` for who learns from what. What each says of its own test
+slides is the study's honest figure; together they are the ensemble that judges new slides. Beside card and
+weights (see `mil.checkpoint`) the model's folder holds::
+
+    labels.csv            the table as it was read
+    predictions.csv       logits of every member for slides it did not learn from; see `mil.predictions`
+    learning-curve.png    `mil.curves`
+    splits.csv, history.csv, metrics.json, environment.json: `mil.records`
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from mil.checkpoint import Model, check_model_folder, describe, save_model
+from mil.arguments import training_options
+from mil.calibration import fit_temperature, probabilities, why_not_fitted
+from mil.checkpoint import Calibration, Model, check_model_folder, describe, save_model
+from mil.conformal import fit_conformal, worst_of_each_patient
+from mil.curves import draw_learning_curve
 from mil.encoder import folder_name
-from mil.evaluation import slide_auc
-from mil.features import common_recipe, read_bag
-from mil.labels import LabelTable, Split, read_labels
-from mil.training import EpochReport, TrainingRecipe, fit
+from mil.ensemble import Ensemble
+from mil.features import BUDGET_BYTES, FeatureRecipe, common_recipe, feature_items
+from mil.figures import macro_auroc
+from mil.gate import Gate
+from mil.heads import build_head
+from mil.labels import LabelTable, SlideLabel, Split, labels_to_csv, read_labels
+from mil.members import MemberReport, Slides, Trained, train_members
+from mil.predictions import Part, Predictions, predictions_to_csv
+from mil.records import environment_to_json, history_to_csv, splits_to_csv, study_figures
+from mil.sources import Stores, open_slides, require_slides
+from mil.splits import assign_folds, check_fold_count, check_folds
+from mil.training import TrainingRecipe
+from tiling.commit import canonical
 from tiling.output import Output
 from tiling.store import TileStore, scores_by
 from wsi.errors import UsageError
+
+FOLDS = 5
+"""Folds where neither the recipe nor the table says how many."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecipe:
+    """What is trained on which features, and what is held out."""
+
+    encoder: str
+    """Name of the encoder whose features are used."""
+    contexts: tuple[float, ...] = ()
+    """Coarser microns per pixel whose features are joined to those of each tile."""
+    folds: int | None = None
+    """Folds; 0 for one head of all slides, without held-out figures. None: as many as the table has, or
+    `FOLDS`."""
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    """How each head is trained; its seed also decides the folds."""
+    alpha: float = 0.1
+    """Share of slides whose conformal set may miss the true class."""
+    gate: Gate = field(default_factory=Gate)
+    """How sure a model must be of a slide that nobody looks at."""
+
+
+def train_model(
+    stores: Stores,
+    labels: Path,
+    *,
+    recipe: StudyRecipe,
+    folder: Path,
+    device: torch.device | None = None,
+    memory_bytes: int = BUDGET_BYTES,
+    report: MemberReport | None = None,
+) -> Model:
+    """Train heads on the slides that a label table gives for training, and publish the model as a folder.
+
+    Parameters
+    ----------
+    stores
+        The slides that there are; see `mil.sources.find_stores`. Those that the table does not name are
+        counted in the card, and left out.
+    labels
+        See `mil.labels.read_labels`. Slides with split ``test`` are judged by all members in the
+        end, and seen by none before.
+    recipe
+        What to train.
+    folder
+        Where the model goes; its last part becomes the model's name.
+    device
+        Where to train; by default the CPU.
+    memory_bytes
+        Features that are kept in memory; others are read in each epoch. It changes no result.
+    report
+        Called after each epoch.
+
+    Raises
+    ------
+    UsageError
+        The table is unsound, or slides in it have no such features; all of them are named at once. Two
+        slides were not made alike. A class has too few patients. The folder is no place for a model, or
+        something is there already. All this before any training.
+    """
+    check_model_folder(folder)
+    table = read_labels(labels)
+    key = folder_name(recipe.encoder)
+    require_slides(stores, table, items=feature_items(key, recipe.contexts))
+    folds = _folds(table, recipe)
+    rows, tested = table.of(Split.TRAIN), table.of(Split.TEST)
+    features = common_recipe([stores[r.slide_id] for r in (*rows, *tested)], key, contexts=recipe.contexts)
+    _check_head(recipe.training, features, len(table.classes))
+    sources = open_slides(
+        stores,
+        (*rows, *tested),
+        classes=table.classes,
+        key=key,
+        contexts=recipe.contexts,
+        memory=memory_bytes,
+    )
+    slides = Slides(len(table.classes), sources[: len(rows)], sources[len(rows) :])
+    members = train_members(slides, folds, recipe.training, device=device, report=report)
+    training = {
+        **_provenance(recipe, table, folds),
+        "tiles": sum(map(len, slides.training)),
+        "slides_without_label": len(stores.keys() - {row.slide_id for row in table.rows}),
+        "device": (device or torch.device("cpu")).type,
+    }
+    return _publish(folder, members, recipe=recipe, table=table, features=features, training=training)
+
+
+def _publish(
+    folder: Path,
+    members: Sequence[Trained],
+    *,
+    recipe: StudyRecipe,
+    table: LabelTable,
+    features: FeatureRecipe,
+    training: Mapping[str, Any],
+) -> Model:
+    """Calibrate the members, hold them against the labels, and commit all that is known of them."""
+    predictions = Predictions(table.classes, tuple(p for member in members for p in member.predictions))
+    calibration = _calibrate(members, recipe) if predictions.of(Part.TEST) else None
+    temperatures = calibration.temperatures if calibration else (1.0,) * len(members)
+    figures = study_figures(predictions, temperatures)
+    ensemble = Ensemble(tuple(member.head.cpu() for member in members), temperatures)
+    model = describe(
+        ensemble,
+        name=folder.name,
+        classes=table.classes,
+        features=features,
+        calibration=calibration,
+        training={**training, "members": [_summary(member) for member in members], "figures": figures},
+    )
+    histories = [member.history for member in members]
+    files = {
+        "labels.csv": labels_to_csv(table),
+        "splits.csv": splits_to_csv(table, predictions),
+        "predictions.csv": predictions_to_csv(predictions),
+        "history.csv": history_to_csv(histories),
+        "metrics.json": canonical(figures),
+        "environment.json": environment_to_json(),
+        "learning-curve.png": draw_learning_curve(histories, metric=recipe.training.metric),
+    }
+    save_model(folder, ensemble, model, files=files)
+    return model
+
+
+def _check_head(recipe: TrainingRecipe, features: FeatureRecipe, class_count: int) -> None:
+    """Refuse a head that cannot be made, before any feature is read."""
+    dim = int(features.encoder["dim"]) * (1 + len(features.contexts))
+    with torch.random.fork_rng(devices=[]):
+        build_head(
+            recipe.head, dim=dim, classes=class_count, settings=recipe.settings, adaptor=recipe.adaptor
+        )
+
+
+def _folds(table: LabelTable, recipe: StudyRecipe) -> NDArray[np.int64] | None:
+    """``(m,)`` fold of each slide for training; None for no folds."""
+    if recipe.folds == 0:
+        return None
+    rows = table.of(Split.TRAIN)
+    labels = [row.label for row in rows]
+    patients = [row.patient or row.slide_id for row in rows]
+    _warn_of_patients(table, rows)
+    try:
+        if not table.folds:
+            count = FOLDS if recipe.folds is None else recipe.folds
+            return assign_folds(labels, patients, folds=count, seed=recipe.training.seed)
+        if recipe.folds not in (None, table.folds):
+            raise UsageError(
+                f"has {table.folds} folds of its own, and {recipe.folds} are asked for",
+                action="Leave out --folds, or the column 'fold'",
+            )
+        check_fold_count(table.folds)
+        folds = np.array([row.fold for row in rows], np.int64)
+        check_folds(labels, folds, action="Change the column 'fold', or leave it out")
+    except UsageError as error:
+        raise UsageError(error.reason, path=table.path, action=error.action) from error
+    return folds
+
+
+def _warn_of_patients(table: LabelTable, rows: Sequence[SlideLabel]) -> None:
+    if rows[0].patient is None:
+        _log.warning("%s has no column 'patient': every slide is taken for another patient's", table.path)
+        return
+    labels_of: dict[str | None, set[str]] = {}
+    for row in rows:
+        labels_of.setdefault(row.patient, set()).add(row.label)
+    mixed = [patient for patient, found in labels_of.items() if len(found) > 1]
+    if mixed:
+        _log.warning(
+            "%s: %d patients have slides of different labels, such as %r; a patient stays in one fold",
+            table.path,
+            len(mixed),
+            mixed[0],
+        )
+
+
+def _calibrate(members: Sequence[Trained], recipe: StudyRecipe) -> Calibration:
+    """Temperatures by validation slides; the ensemble's conformal rule by what members say out of fold.
+
+    The rule is of the kind that is called cross-conformal: calibration scores come from single members, and
+    the sets are those of their mean. Its coverage is therefore near, and not exactly, that of the law in
+    `mil.conformal`; `microtome evaluate` measures it.
+    """
+    validation = [member.of(Part.VALIDATION) for member in members]
+    temperatures = tuple(fit_temperature(entry.logits, entry.labels) for entry in validation)
+    tests = [member.of(Part.TEST) for member in members]
+    each = zip(tests, temperatures, strict=True)
+    judged = np.concatenate([probabilities(test.logits, temperature) for test, temperature in each])  # (m, C)
+    labels = np.concatenate([test.labels for test in tests])  # (m,)
+    patients = [patient for test in tests for patient in test.patients]
+    one_each = worst_of_each_patient(judged, labels, patients)
+    rule = fit_conformal(judged[one_each], labels[one_each], alpha=recipe.alpha)
+    return Calibration(temperatures, rule, recipe.gate)
+
+
+def _provenance(recipe: StudyRecipe, table: LabelTable, folds: NDArray[np.int64] | None) -> dict[str, Any]:
+    """What was asked for, for the card; ``options`` are those of 'microtome train' that ask for the same."""
+    rows = table.of(Split.TRAIN)
+    return {
+        "options": training_options(recipe),
+        "recipe": recipe.training.as_json(),
+        "folds": 0 if folds is None else int(folds.max()) + 1,
+        "slides": [row.slide_id for row in rows],
+        "external_slides": [row.slide_id for row in table.of(Split.TEST)],
+        "patients": len({row.patient or row.slide_id for row in rows}),
+        "class_counts": {name: sum(row.label == name for row in rows) for name in table.classes},
+    }
+
+
+def _summary(member: Trained) -> dict[str, Any]:
+    """One member, for the card."""
+    history = member.history
+    found: dict[str, Any] = {
+        "seed": member.seed,
+        "epochs": len(history.epochs),
+        "kept_epoch": history.kept.number,
+        "first_loss": history.epochs[0].training_loss,
+        "last_loss": history.epochs[-1].training_loss,
+    }
+    for entry in member.predictions:
+        if entry.part is Part.VALIDATION:
+            figures = history.kept.validation
+            found["no_validation_auroc"] = figures is not None and figures.auroc is None
+            found["not_calibrated_because"] = why_not_fitted(entry.logits, entry.labels)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,77 +286,8 @@ class HeldOut:
 
     @property
     def auc(self) -> float | None:
-        """Area under the ROC curve, the mean over classes of each against the rest.
-
-        With two classes both are the same number. None where a class is missing or has all slides.
-        """
-        classes = range(self.probabilities.shape[1])
-        each = [slide_auc((self.labels == c).astype(np.int64), self.probabilities[:, c]) for c in classes]
-        known = [auc for auc in each if auc is not None]
-        return float(np.mean(known)) if len(known) == len(each) else None
-
-
-def train_model(
-    output: Output,
-    labels: Path,
-    *,
-    encoder: str,
-    recipe: TrainingRecipe,
-    folder: Path,
-    report: EpochReport | None = None,
-) -> Model:
-    """Train a head on the slides that a label table gives for training, and publish it as a folder.
-
-    Parameters
-    ----------
-    output
-        Holds the slides' features.
-    labels
-        See `mil.labels.read_labels`; slides with split ``test`` are not looked at.
-    encoder
-        Name of the encoder whose features are used.
-    recipe
-        How to train.
-    folder
-        Where the model goes; its last part becomes the model's name.
-    report
-        Called after each epoch.
-
-    Raises
-    ------
-    UsageError
-        The table is unsound, or slides in it have no such features; all of them are named at once. Two
-        slides were not made alike. The folder is no place for a model, or something is there already.
-    """
-    check_model_folder(folder)
-    table = read_labels(labels)
-    key = folder_name(encoder)
-    rows = table.of(Split.TRAIN)
-    stores = [TileStore(output, row.slide_id) for row in rows]
-    _require_features(stores, key, table)
-    features, classes = common_recipe(stores, key), table.classes
-    bags = [
-        read_bag(store, key, label=classes.index(row.label), patient=row.patient)
-        for store, row in zip(stores, rows, strict=True)
-    ]
-    losses: list[float] = []
-
-    def note(done: int, total: int, loss: float) -> None:
-        losses.append(loss)
-        if report:
-            report(done, total, loss)
-
-    head = fit(bags, class_count=len(classes), recipe=recipe, report=note)
-    training: dict[str, Any] = {
-        "recipe": recipe.as_json(),
-        "slides": [row.slide_id for row in rows],
-        "tiles": sum(len(bag) for bag in bags),
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-    }
-    model = describe(head, name=folder.name, classes=classes, features=features, training=training)
-    save_model(folder, head, model)
-    return model
+        """See `mil.figures.macro_auroc`."""
+        return macro_auroc(self.labels, self.probabilities)
 
 
 def held_out(output: Output, labels: Path, model: Model) -> HeldOut:
@@ -125,24 +309,13 @@ def held_out(output: Output, labels: Path, model: Model) -> HeldOut:
             path=labels,
             action="Train again with this table",
         )
-    probabilities = []
+    judged = []
     for row in rows:
         commit = scores_by(TileStore(output, row.slide_id), model.name, model.weights_sha256)
-        probabilities.append([commit.record["probabilities"][name] for name in model.classes])
+        judged.append([commit.record["probabilities"][name] for name in model.classes])
     index = {name: number for number, name in enumerate(model.classes)}
     return HeldOut(
         tuple(row.slide_id for row in rows),
         np.array([index[row.label] for row in rows], np.int64),
-        np.array(probabilities),
+        np.array(judged),
     )
-
-
-def _require_features(stores: list[TileStore], key: str, table: LabelTable) -> None:
-    missing = [store.slide_id for store in stores if not store.path(f"features/{key}").exists()]
-    if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise UsageError(
-            f"{len(missing)} slides have no features by {key!r}: {shown}",
-            path=table.path,
-            action="Run 'microtome encode' first, or take them out of the table",
-        )

@@ -46,7 +46,7 @@ def microtome(folder: Path, *words: str, code: int = 0) -> None:
 
 def train(folder: Path, model: str, *, seed: int) -> None:
     labels = str(folder / "slides" / "labels.csv")
-    words = ["--encoder", NAME, "--labels", labels, "--epochs", "1", "--seed", str(seed)]
+    words = ["--encoder", NAME, "--labels", labels, "--epochs", "1", "--seed", str(seed), "--folds", "3"]
     microtome(folder, "train", "out", *words, "-m", model)
 
 

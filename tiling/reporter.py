@@ -105,9 +105,11 @@ def figures(store: TileStore, model: tuple[str, str] | None = None) -> dict[str,
         found["tiles"] = store.require("tiles").record["tiles"]
     if model:
         with contextlib.suppress(MicrotomeError):
-            probabilities = scores_by(store, *model).record["probabilities"]
+            record = scores_by(store, *model).record
+            probabilities = record["probabilities"]
             found["prediction"] = max(probabilities, key=lambda name: (probabilities[name], name))
-            found["probabilities"] = probabilities
+            said = ("probabilities", "calibrated", "spread", "conformal_set", "decision")
+            found |= {name: record[name] for name in said if name in record}
     return found
 
 
@@ -120,4 +122,6 @@ def _plain(value: object) -> str:
         return ", ".join(_plain(inner) for inner in value)
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "not stated" if value is None else str(value)
