@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from mil.checkpoint import (
+    Calibration,
     Model,
     check_model_folder,
     check_model_name,
@@ -20,7 +21,10 @@ from mil.checkpoint import (
     load_model,
     save_model,
 )
+from mil.conformal import ConformalRule
+from mil.ensemble import Ensemble
 from mil.features import FeatureRecipe
+from mil.gate import Gate
 from mil.heads import Head, build_head
 from tiling.commit import begin, canonical
 from tiling.grid import TileSpec
@@ -65,15 +69,17 @@ def republish(folder: Path, change: Callable[[dict[str, Any]], Any], *, weights:
     change(content)
     draft = begin(folder.parent / "changed", {"step": "test"}, work=folder.parent / ".work")
     (draft.folder / "model.json").write_bytes(canonical(content))
-    data = (folder / "weights.safetensors").read_bytes() if weights is None else weights
-    (draft.folder / "weights.safetensors").write_bytes(data)
+    data = (folder / "member-0.safetensors").read_bytes() if weights is None else weights
+    (draft.folder / "member-0.safetensors").write_bytes(data)
     draft.publish({})
     return draft.item
 
 
 def test_what_is_saved_comes_back(saved: Path) -> None:
-    model, head = load_model(saved)
+    model, ensemble = load_model(saved)
     assert model == card(small_head())
+    (head,) = ensemble.members
+    assert ensemble.temperatures == (1.0,)
     for name, tensor in small_head().state_dict().items():
         assert torch.equal(tensor, head.state_dict()[name])
     assert not head.training
@@ -85,12 +91,12 @@ def test_the_same_model_is_the_same_bytes_and_saving_it_again_does_nothing(saved
     other = saved.parent / "elsewhere" / "demo"
     first = save_model(saved, head, card(head))
     assert save_model(other, head, card(head)) == first
-    for name in ("weights.safetensors", "model.json", "commit.json"):
+    for name in ("member-0.safetensors", "model.json", "commit.json"):
         assert (other / name).read_bytes() == (saved / name).read_bytes()
     assert sorted(path.name for path in saved.iterdir()) == [
         "commit.json",
+        "member-0.safetensors",
         "model.json",
-        "weights.safetensors",
     ]
     assert not (saved.parent / ".work").exists()
 
@@ -150,7 +156,7 @@ def test_a_missing_model_a_file_and_a_foreign_folder_are_refused(tmp_path: Path)
     assert "no commit.json" in load_model_fails(tmp_path / "folder").reason
 
 
-@pytest.mark.parametrize("name", ["commit.json", "model.json", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["commit.json", "model.json", "member-0.safetensors"])
 @pytest.mark.parametrize(
     "change", [lambda data: data[:-2], lambda data: b"", lambda data: data[:99] + b"?" + data[100:]]
 )
@@ -159,15 +165,15 @@ def test_damage_is_refused(saved: Path, name: str, change: Callable[[bytes], byt
     assert str(saved) in load_model_fails(saved).path  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["commit.json", "model.json", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["commit.json", "model.json", "member-0.safetensors"])
 def test_a_missing_file_is_refused(saved: Path, name: str) -> None:
     (saved / name).unlink()
     assert name in str(load_model_fails(saved))
 
 
 def test_another_version_is_refused(saved: Path) -> None:
-    error = load_model_fails(republish(saved, lambda content: content.update(format=2)))
-    assert "version 2; this program reads version 1" in error.reason
+    error = load_model_fails(republish(saved, lambda content: content.update(format=3)))
+    assert "version 3; this program reads versions up to 2" in error.reason
 
 
 @pytest.mark.parametrize(
@@ -177,12 +183,16 @@ def test_another_version_is_refused(saved: Path) -> None:
         (lambda c: c.update(classes=["a"]), "at least two"),
         (lambda c: c.update(classes=["a", "a"]), "at least two"),
         (lambda c: c.update(name="../evil"), "cannot be a model's name"),
-        (lambda c: c.update(head="transmil"), "no head 'transmil'"),
+        (lambda c: c.update(head="wizard"), "no head 'wizard'"),
         (lambda c: c.update(settings={"depth": 3}), "does not take these settings"),
         (lambda c: c["settings"].update(hidden=7), "another shape"),
         (lambda c: c["features"]["encoder"].update(dim=9), "another shape"),
         (lambda c: c.pop("encoder", c.pop("features")), "unreadable"),
-        (lambda c: c.update(weights_sha256="0" * 64), "does not hold the weights"),
+        (lambda c: c.update(members=["0" * 64]), "does not hold the weights"),
+        (lambda c: c.update(members=[]), "has 0 members"),
+        (lambda c: c.update(members=["0" * 64] * 2), r"holds no member-1\.safetensors"),
+        (lambda c: c.update(adaptor="spectacles"), "no adaptor 'spectacles'"),
+        (lambda c: c.update(calibration={"temperatures": [1.0]}), "unreadable"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(
@@ -204,3 +214,74 @@ def test_swapped_weights_of_the_same_shape_are_refused(saved: Path) -> None:
         republish(saved, lambda _: None, weights=to_safetensors(dict(small_head(seed=9).state_dict())))
     )
     assert "does not hold the weights that model.json describes" in error.reason
+
+
+# Ensembles -------------------------------------------------------------------------------------------------
+
+CALIBRATION = Calibration((0.5, 1.0, 2.5), ConformalRule(0.1, (float("inf"),)), Gate(0.75))
+
+
+def trio() -> tuple[Ensemble, Model]:
+    ensemble = Ensemble(tuple(small_head(seed) for seed in range(3)), CALIBRATION.temperatures)
+    return ensemble, describe(
+        ensemble, name="trio", classes=CLASSES, features=FEATURES, calibration=CALIBRATION
+    )
+
+
+def test_an_ensemble_comes_back_with_its_calibration(tmp_path: Path) -> None:
+    ensemble, model = trio()
+    save_model(tmp_path / "trio", ensemble, model, files={"notes.csv": b"a,b\n"})
+    back, again = load_model(tmp_path / "trio")
+    assert back == model
+    assert back.calibration == CALIBRATION
+    assert again.temperatures == (0.5, 1.0, 2.5)
+    for one, other in zip(ensemble.members, again.members, strict=True):
+        assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    assert (tmp_path / "trio" / "notes.csv").read_bytes() == b"a,b\n"
+
+
+def test_the_weights_hash_names_all_members_in_their_order() -> None:
+    _, model = trio()
+    hashes = {model.weights_sha256}
+    hashes.add(dataclasses.replace(model, members=model.members[::-1]).weights_sha256)
+    hashes.add(dataclasses.replace(model, members=(model.members[0],) * 3).weights_sha256)
+    assert len(hashes) == 3
+    alone = dataclasses.replace(model, members=model.members[:1], calibration=None)
+    assert alone.weights_sha256 == model.members[0]
+
+
+def test_swapped_members_are_refused(tmp_path: Path) -> None:
+    ensemble, model = trio()
+    swapped = Ensemble(ensemble.members[::-1], ensemble.temperatures)
+    save_model(tmp_path / "trio", swapped, model)
+    error = load_model_fails(tmp_path / "trio")
+    assert "member-0.safetensors" in str(error)
+    assert "does not hold the weights that model.json describes" in error.reason
+
+
+def test_another_calibration_is_another_model(tmp_path: Path) -> None:
+    ensemble, model = trio()
+    save_model(tmp_path / "trio", ensemble, model)
+    other = dataclasses.replace(model, calibration=dataclasses.replace(CALIBRATION, gate=Gate(0.9)))
+    assert other.identity() != model.identity()
+    with pytest.raises(RecipeError, match="another model is there already"):
+        save_model(tmp_path / "trio", ensemble, other)
+
+
+def test_a_model_of_the_first_version_is_an_ensemble_of_one(saved: Path) -> None:
+    """As version 1 wrote it: one head in weights.safetensors, its hash in the card, nothing calibrated."""
+    content = json.loads((saved / "model.json").read_bytes())
+    (digest,) = content.pop("members")
+    for new in ("adaptor", "calibration"):
+        assert content.pop(new) is None
+    content["features"].pop("contexts")
+    draft = begin(saved.parent / "old", {"step": "model"}, work=saved.parent / ".work")
+    old = content | {"format": 1, "weights_sha256": digest}
+    (draft.folder / "model.json").write_bytes(canonical(old))
+    data = (saved / "member-0.safetensors").read_bytes()
+    (draft.folder / "weights.safetensors").write_bytes(data)
+    draft.publish({})
+    model, ensemble = load_model(draft.item)
+    assert model == card(small_head())
+    assert model.weights_sha256 == digest
+    assert torch.equal(ensemble.members[0].state_dict()["W.weight"], small_head().state_dict()["W.weight"])
