@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mil.features import common_recipe
+from mil.features import common_recipe, open_bag
 from tiling.store import TileStore
 from tiling.tiles import StoredTiles
 from wsi.errors import UsageError
@@ -131,6 +131,8 @@ class FeatureDataset(Dataset[tuple[Tensor, int]]):
         Key of the features.
     labels
         One class index a slide.
+    contexts
+        See `mil.features.open_bag`.
 
     Raises
     ------
@@ -139,15 +141,26 @@ class FeatureDataset(Dataset[tuple[Tensor, int]]):
         one a slide.
     """
 
-    def __init__(self, stores: Sequence[TileStore], encoder: str, labels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        stores: Sequence[TileStore],
+        encoder: str,
+        labels: Sequence[int],
+        *,
+        contexts: Sequence[float] = (),
+    ) -> None:
         if len(stores) != len(labels):
             raise UsageError(f"there are {len(stores)} slides and {len(labels)} labels")
-        common_recipe(stores, encoder)
-        self.stores, self.encoder, self.labels = tuple(stores), encoder, tuple(labels)
+        common_recipe(stores, encoder, contexts=contexts)
+        self.bags = [
+            open_bag(store, encoder, contexts=contexts, label=label)
+            for store, label in zip(stores, labels, strict=True)
+        ]
 
     def __len__(self) -> int:
-        return len(self.stores)
+        return len(self.bags)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        store, label = self.stores[index], self.labels[index]
-        return torch.from_numpy(store.features(self.encoder).astype(np.float32)), label
+        bag = self.bags[index].read()
+        assert bag.label is not None  # one a slide was given
+        return torch.from_numpy(bag.features.astype(np.float32)), bag.label

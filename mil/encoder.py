@@ -202,7 +202,8 @@ class Encoder:
 
         On a GPU the result may still be under way, and tiles from pinned memory are not waited for.
         """
-        x = self.row.transform(tiles.to(self.device, non_blocking=True))  # (b, 3, i, i)
+        on_cuda = self.device.type == "cuda"  # on MPS a copy that is not waited for may come to nothing
+        x = self.row.transform(tiles.to(self.device, non_blocking=on_cuda))  # (b, 3, i, i)
         with torch.autocast(self.device.type, precision.autocast, enabled=precision is not Precision.FP32):
             features = self.module(x)  # (b, dim)
         assert isinstance(features, Tensor)

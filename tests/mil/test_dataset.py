@@ -239,6 +239,18 @@ def test_a_bag_is_a_slide_s_features(make_store: MakeStore) -> None:
     assert (pickle.loads(pickle.dumps(dataset))[1][0] == dataset[1][0]).all()
 
 
+def test_features_of_context_stand_behind_the_tiles_own(make_store: MakeStore) -> None:
+    store = make_store()
+    folder = store.path("features/enc")
+    shutil.copytree(folder, folder.with_name("enc@2"))  # as if context were the tile itself
+    ((features, label),) = FeatureDataset([store], "enc", [1], contexts=[2.0])
+    own = store.features("enc")
+    assert (features.numpy() == np.concatenate([own, own], axis=1)).all()
+    assert label == 1
+    with pytest.raises(UsageError, match="no features of context at 4 µm"):
+        FeatureDataset([store], "enc", [1], contexts=[4.0])
+
+
 def test_bags_that_do_not_belong_together_are_refused(make_store: MakeStore) -> None:
     one, two = make_store("a"), make_store("b", stain=Macenko())
     with pytest.raises(UsageError, match="has no features/other"):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mil.device import Precision
+from mil.compiled import compile_encoder
+from mil.device import Precision, require_precision
 from mil.encode import encode_slide, encode_tiles
 from mil.encoder import Encoder
 from mil.encoders import load_encoder, untrained_encoder
@@ -119,6 +122,37 @@ def test_another_identity_or_precision_is_refused(make_store: MakeStore, tiny_en
         encode_slide(store, tiny_encoder, precision=Precision.BF16)
 
 
+@pytest.mark.parametrize("readers", [0, 3])
+def test_reading_threads_change_no_byte(make_store: MakeStore, tiny_encoder: Encoder, readers: int) -> None:
+    one, other = make_store(folder="one"), make_store(folder="other")
+    encode_slide(one, tiny_encoder, batch_size=2)
+    encode_slide(other, tiny_encoder, batch_size=2, readers=readers)
+    assert tree(one.folder) == tree(other.folder)
+
+
+def test_a_shard_that_cannot_be_read_ends_it_with_the_item_named_and_the_others_kept(
+    make_store: MakeStore, tiny_encoder: Encoder
+) -> None:
+    store = make_store()
+    path = store.path("tiles") / "pixels" / "c" / "1" / "0" / "0" / "0"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(DamagedError) as caught:
+        encode_slide(store, tiny_encoder, readers=2)
+    assert caught.value.path == str(store.path("tiles"))
+    path.write_bytes(whole)
+    rest = FailsAfter(tiny_encoder.module, 99)
+    encode_slide(store, dataclasses.replace(tiny_encoder, module=rest), readers=2)
+    assert rest.seen == 2  # the first shard was finished and is kept
+
+
+def test_context_at_the_tiles_own_scale_is_refused(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    store = make_store()
+    with pytest.raises(UsageError, match=r"'slide-1' have 0\.5 µm per pixel.*asked for at 0\.5"):
+        encode_slide(store, tiny_encoder, context_mpp=0.5)
+    assert store.find(f"{ITEM}@0.5") is None
+
+
 def test_a_lost_shard_is_damage_never_zeros(make_store: MakeStore, tiny_encoder: Encoder) -> None:
     store = make_store()
     encode_slide(store, tiny_encoder)
@@ -145,6 +179,55 @@ def test_encoding_is_reproducible_to_the_bit(make_store: MakeStore, tiny_encoder
     for precision in Precision:
         first, second = (encode_tiles(tiny_encoder, pixels, precision=precision) for _ in range(2))
         assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_half_precision_is_near_full_precision(
+    make_store: MakeStore, tiny_encoder: Encoder, precision: Precision
+) -> None:
+    pixels = make_store().read_pixels(slice(0, 3))
+    full, half = (encode_tiles(tiny_encoder, pixels, precision=p) for p in (Precision.FP32, precision))
+    off = np.abs(half - full).max() / np.abs(full).max()
+    assert 0 < off < {Precision.BF16: 0.03, Precision.FP16: 0.005}[precision]
+    assert half.dtype == np.float32
+
+
+def test_fp16_is_refused_on_a_cpu_before_any_work(make_store: MakeStore, tiny_encoder: Encoder) -> None:
+    with pytest.raises(UsageError, match=r"fp16 is for GPUs.*--precision"):
+        encode_slide(make_store(), tiny_encoder, precision=Precision.FP16)
+    assert require_precision(Precision.FP16, torch.device("cuda")) is Precision.FP16
+
+
+def test_a_compiled_encoder_gives_the_same_features_under_the_same_identity(
+    make_store: MakeStore, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no C++ compiler's time
+    with torch.random.fork_rng():
+        small = torch.nn.Sequential(torch.nn.AvgPool2d(20), torch.nn.Flatten(), torch.nn.Linear(192, 64))
+    encoder = dataclasses.replace(tiny_encoder, module=small.eval())
+    compiled = compile_encoder(encoder)
+    assert compiled.module is not encoder.module
+    assert compiled.identity() == encoder.identity()
+    one, other = make_store(folder="one"), make_store(folder="other")
+    commits = [encode_slide(one, encoder), encode_slide(other, compiled)]
+    assert [commit.record["compiled"] for commit in commits] == [False, True]
+    assert commits[0].recipe == commits[1].recipe
+    np.testing.assert_allclose(one.features(KEY), other.features(KEY), rtol=1e-2, atol=1e-2)
+    assert encode_slide(one, compiled) == commits[0]  # nothing to do: they are the same features
+
+
+def test_without_a_compiler_it_is_said_before_any_work(
+    tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(module: Any) -> Any:
+        def fail(x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("No working C++ compiler found\nand more")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UsageError, match=r"for cpu \(No working C\+\+ compiler found\).*--compile"):
+        compile_encoder(tiny_encoder)
 
 
 def test_a_vit_from_a_local_file_encodes_as_any_other(make_store: MakeStore, tmp_path: Path) -> None:

@@ -12,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import cli
-from mil.encoders import untrained_encoder
-from mil.features import common_recipe
+from mil.checkpoint import describe, save_model
+from mil.encoders import load_encoder, untrained_encoder
+from mil.features import common_recipe, feature_items
+from mil.heads import build_head
 from tiling.codecs import Jpeg, Raw, TileCodec, Zstd
+from tiling.context import context_reader
 from tiling.cut import cut_slide
 from tiling.grid import TileSpec
 from tiling.output import Output
@@ -243,6 +247,68 @@ def test_what_is_encoded_already_needs_no_slide_again(
     assert run(capsys, "encode", tmp_path, *network, "--slides", direct)[0] == 0
     code, out, _ = run(capsys, "encode", tmp_path, *network)
     assert (code, json.loads(out)["status"]) == (0, "already done")
+
+
+# Context --------------------------------------------------------------------------------------------------
+
+
+def test_context_is_encoded_beside_the_tiles_and_a_model_of_it_runs(
+    direct: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = ["--encoder", ENCODER, "--weights", weights, "--device", "cpu", "--batch-size", "8"]
+    out, scales = tmp_path / "out", (2.0, 4.0)
+    assert run(capsys, "tile", direct, "-o", out, *CUT)[0] == 0
+    code, _, err = run(capsys, "encode", out, *network, "--context-mpp", 2)
+    assert code == 2
+    assert re.search(r"'one' is read from the slide\. .*one\.svs.*--slides", err)
+    words = ["encode", out, *network, "--context-mpp", *scales, "--json"]
+    assert run(capsys, *words, "--slides", direct)[0] == 0
+    store, key = TileStore(Output(out), "one"), ITEM.removeprefix("features/")
+    assert [store.require(f"{ITEM}@{name}").recipe["context_mpp"] for name in ("2", "4")] == [2.0, 4.0]
+    with Slide(direct) as slide:
+        context = context_reader(store, slide, mpp=4.0)(EVERY)
+    encoder = load_encoder(ENCODER, weights=weights)
+    expected = encoder(torch.from_numpy(context)).numpy()
+    np.testing.assert_allclose(store.features(f"{key}@4"), expected, rtol=2e-2, atol=2e-2)
+    code, printed, _ = run(capsys, *words)  # what is there needs no slide again
+    assert (code, json.loads(printed)["status"]) == (0, "already done")
+    assert run(capsys, "verify", out, "--full")[0] == 0
+
+    recipe = common_recipe([store], key, contexts=scales)
+    head = build_head("gated_abmil", dim=recipe.dim, classes=2, settings={"hidden": 8, "attention": 4})
+    save_model(tmp_path / "m", head, describe(head, name="m", classes=("a", "b"), features=recipe))
+    words = ["run", direct, "-m", tmp_path / "m", "-o", tmp_path / "new", "--weights", weights]
+    code, _, err = run(capsys, *words, "--device", "cpu", "--batch-size", "8")
+    assert code == 0, err
+    other = TileStore(Output(tmp_path / "new"), "one")
+    for item in feature_items(key, scales):
+        name = item.removeprefix("features/")
+        assert other.features(name).tobytes() == store.features(name).tobytes()
+        assert other.require("scores/m").recipe["inputs"][item] == other.require(item).digest
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--context-mpp", "1"], r"'one' have 1 µm per pixel.*coarser"),
+        (["--context-mpp", "2", "2.0"], "name a scale twice"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--precision", "fp16"], "fp16 is for GPUs"),
+    ],
+)
+def test_settings_of_no_use_are_refused(
+    words: list[str],
+    reason: str,
+    direct: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(capsys, "tile", direct, "-o", tmp_path, *CUT)[0] == 0
+    network = ["--encoder", ENCODER, "--weights", weights, "--device", "cpu"]
+    code, _, err = run(capsys, "encode", tmp_path, *network, "--slides", direct, *words)
+    assert code == 2
+    assert re.search(reason, err)
 
 
 # Codecs ---------------------------------------------------------------------------------------------------
