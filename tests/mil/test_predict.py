@@ -12,14 +12,17 @@ import torch
 
 from mil import predict
 from mil.bags import Bag, PackedBags
-from mil.checkpoint import Model, describe
+from mil.checkpoint import Calibration, Model, describe
+from mil.conformal import ConformalRule
 from mil.device import Precision
 from mil.encode import encode_slide
 from mil.encoder import Encoder
 from mil.encoders import untrained_encoder
+from mil.ensemble import Ensemble
 from mil.features import FeatureRecipe, common_recipe, read_bag
+from mil.gate import Gate
 from mil.heads import Head, HeadOutput, build_head
-from mil.predict import check_features, predict_bag, predict_slide
+from mil.predict import check_features, predict_bag, predict_slide, verdict
 from tiling.store import TileStore
 from wsi.errors import MicrotomeError, RecipeError, UsageError
 
@@ -177,3 +180,57 @@ def test_precision_may_differ(make_store: MakeStore, tiny_encoder: Encoder, enco
 def test_no_slides_have_no_recipe() -> None:
     with pytest.raises(UsageError, match="no slides"):
         common_recipe([], KEY)
+
+
+def make_ensemble(temperatures: tuple[float, ...] = (1.0, 2.0)) -> Ensemble:
+    return Ensemble(tuple(make_head(seed=seed) for seed in range(len(temperatures))), temperatures)
+
+
+def calibrated(store: TileStore, ensemble: Ensemble, *, quantile: float, threshold: float = 0.8) -> Model:
+    """A card with a rule that keeps classes of a probability of at least 1 - quantile."""
+    calibration = Calibration(ensemble.temperatures, ConformalRule(0.1, (quantile,)), Gate(threshold))
+    features = FeatureRecipe.of(store, KEY)
+    return describe(
+        ensemble, name="demo", classes=("normal", "tumour"), features=features, calibration=calibration
+    )
+
+
+def test_the_record_says_what_the_ensemble_says_and_what_the_gate_makes_of_it(encoded: TileStore) -> None:
+    ensemble = make_ensemble()
+    expected = predict_bag(ensemble, read_bag(encoded, KEY))
+    best = float(expected.probabilities.max())
+    model = calibrated(encoded, ensemble, quantile=1 - best, threshold=0.5)
+    record = predict_slide(encoded, model, ensemble).record
+    assert record["calibrated"] is True
+    assert list(record["probabilities"].values()) == expected.probabilities.tolist()
+    assert list(record["spread"].values()) == expected.spread.tolist()
+    assert record["information"] == expected.information[0]
+    assert record["conformal_set"] == [model.classes[int(expected.probabilities.argmax())]]
+    assert record["decision"]["status"] == "confirmed"
+    assert record["decision"]["confidence"] == best
+    assert len(record["decision"]["reasons"]) == 2
+
+
+@pytest.mark.parametrize(("quantile", "threshold"), [(1.0, 0.5), (0.0, 0.5), (0.5, 0.999)])
+def test_an_ambiguous_set_or_little_confidence_asks_for_review(
+    encoded: TileStore, quantile: float, threshold: float
+) -> None:
+    ensemble = make_ensemble()
+    model = calibrated(encoded, ensemble, quantile=quantile, threshold=threshold)
+    said = verdict(model, predict_bag(ensemble, read_bag(encoded, KEY)))
+    assert said["decision"]["status"] == "review required"
+    assert said["decision"]["reasons"]
+
+
+def test_without_calibration_there_is_no_decision(encoded: TileStore) -> None:
+    head = make_head()
+    record = predict_slide(encoded, make_model(encoded, head), head).record
+    assert record["calibrated"] is False
+    assert not {"decision", "conformal_set", "spread"} & set(record)
+
+
+def test_another_temperature_is_another_model_s_score(encoded: TileStore) -> None:
+    first, second = make_ensemble((1.0, 1.0)), make_ensemble((1.0, 3.0))
+    predict_slide(encoded, calibrated(encoded, first, quantile=0.5), first)
+    with pytest.raises(RecipeError, match="calibration"):
+        predict_slide(encoded, calibrated(encoded, second, quantile=0.5), second)
