@@ -54,7 +54,7 @@ class Landmarks:
             return None
         block = math.ceil(tokens / count)
         queries, keys = block_means(q, block), block_means(k, block)  # (b, h, m, d)
-        with torch.autocast(q.device.type, enabled=False):  # the iteration needs float32
+        with _float32(q):
             core = _weights(queries, keys)  # (b, h, m, m)
             return cls(queries, keys, pseudo_inverse(core, iterations))
 
@@ -64,7 +64,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, landmarks: Landmarks | None) -> Tens
     if landmarks is None:
         return functional.scaled_dot_product_attention(q, k, v)
     context = functional.scaled_dot_product_attention(landmarks.queries, k, v)  # (b, h, m, d)
-    mixed = (landmarks.inverse @ context.float()).to(v.dtype)  # (b, h, m, d)
+    with _float32(q):
+        mixed = (landmarks.inverse @ context.float()).to(v.dtype)  # (b, h, m, d)
     return functional.scaled_dot_product_attention(q, landmarks.keys, mixed)
 
 
@@ -75,15 +76,21 @@ def attention_of_first(q: Tensor, k: Tensor, landmarks: Landmarks | None) -> Ten
     As the product of three matrices it sums to about 1, and may be negative here and there. One head at a
     time, so that a matrix of S x m is the largest.
     """
-    heads = []
-    for head in range(q.shape[1]):
-        first, keys = q[:, head, :1], k[:, head]  # (b, 1, d), (b, S, d)
-        if landmarks is None:
-            heads.append(_weights(first, keys))  # (b, 1, S)
-        else:
-            near = _weights(first, landmarks.keys[:, head]) @ landmarks.inverse[:, head]  # (b, 1, m)
-            heads.append(near @ _weights(landmarks.queries[:, head], keys))  # (b, 1, S)
-    return torch.stack(heads).mean(dim=0).squeeze(1)
+    total = q.new_zeros((len(q), 1, q.shape[2]), dtype=torch.float32)  # (b, 1, S)
+    with _float32(q):
+        for head in range(q.shape[1]):
+            first, keys = q[:, head, :1], k[:, head]  # (b, 1, d), (b, S, d)
+            if landmarks is None:
+                total += _weights(first, keys)  # (b, 1, S)
+            else:
+                near = _weights(first, landmarks.keys[:, head]) @ landmarks.inverse[:, head]  # (b, 1, m)
+                total += near @ _weights(landmarks.queries[:, head], keys)  # (b, 1, S)
+    return total.squeeze(1) / q.shape[1]
+
+
+def _float32(like: Tensor) -> torch.autocast:
+    """No reduced precision inside: the inverse of nearly equal rows would not survive it."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
