@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,13 @@ from mil.checkpoint import Model
 from mil.device import Precision
 from mil.encode import encode_slide
 from mil.encoder import Encoder
+from mil.encoders import check_mpp
 from mil.ensemble import Ensemble
 from mil.features import feature_items
 from mil.predict import predict_slide
 from tiling.pipeline import Job, Step
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,13 @@ def encode_steps(encoding: Encoding, *, contexts: Sequence[float] = ()) -> list[
 
 
 def _encode_step(encoding: Encoding, item: str, context_mpp: float | None) -> Step:
+    warned: list[str] = []  # of the first slide alone: a cohort is cut alike
+
     def make(job: Job) -> object:
+        words = check_mpp(encoding.encoder.row, job.store.spec.mpp)
+        if words and not warned and context_mpp is None:  # context is coarser because it was asked to be
+            warned.append(words)
+            _log.warning("%s: %s", job.store.slide_id, words)
         return encode_slide(
             job.store,
             encoding.encoder,
