@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from mil.bags import Bag, BagSource, each_alone
-from mil.evaluation import LESION_SHARE, localisation_auc
+from mil.evaluation import LESION_SHARE
+from mil.evaluation.metrics import auroc_of, average_precision_of
 from mil.explain.attribution import Scores
 from mil.explain.estimate import Estimate, estimate_mean
 from mil.explain.judge import Judge, Voice, probabilities, undisturbed, voices
@@ -206,13 +207,12 @@ def _found(scores: Scores, lesion_share: NDArray[np.floating[Any]] | None) -> tu
     """AUC and average precision of finding a lesion; None without one, or without anything else."""
     if lesion_share is None:
         return None
-    auc = localisation_auc(scores, lesion_share)
-    if auc is None:
-        return None
-    from sklearn.metrics import average_precision_score  # takes a second to import
-
     lesion, sure = _lesion(lesion_share)
-    return auc, float(average_precision_score(lesion[sure], scores[sure]))
+    truth, values = lesion[sure], scores[sure]
+    if truth.all() or not truth.any():
+        return None
+    ones = np.ones((1, len(truth)))
+    return float(auroc_of(truth, values, ones)[0]), float(average_precision_of(truth, values, ones)[0])
 
 
 def _lesion(share: NDArray[np.floating[Any]]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

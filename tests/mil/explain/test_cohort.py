@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 
 from mil.bags import Bag, PackedBags
+from mil.evaluation import localisation_auc
 from mil.explain import METHODS, Case, Effort, Sample, explain, explain_bags
 from mil.explain.cohort import USUAL
 from mil.explain.estimate import estimate_mean
@@ -106,6 +108,27 @@ def test_a_gain_is_the_mean_over_slides_and_its_interval_has_it_inside() -> None
     assert {result.name for result in report.methods} == {"single", "attention", "random"}
     over = found.gain.mean - report.result("attention").gain.mean
     assert found.over_attention.mean == pytest.approx(over)
+
+
+def test_localisation_is_that_of_scikit_learn_within_each_slide() -> None:
+    cases = lesions(4, tiles=30)
+    for case in cases:
+        assert case.lesion_share is not None
+        case.lesion_share[case.lesion_share == 0] = np.tile([0, 0.3, 0], 9)  # in between: left out
+    found = explain_bags(cases, classes=NAMES, methods=["attention"]).result("attention").localisation
+    assert found is not None
+    auc, precision, prevalence = [], [], []
+    for case in cases:
+        assert isinstance(case.bag, Bag)
+        share = np.asarray(case.lesion_share)
+        scores = explain(case.model, case.bag, 1, method="attention")
+        auc.append(localisation_auc(scores, share))
+        sure = share != 0.3
+        precision.append(average_precision_score(share[sure] == 1, scores[sure]))
+        prevalence.append(np.mean(share[sure] == 1))
+    assert found.auc.mean == pytest.approx(np.mean(auc))
+    assert found.precision.mean == pytest.approx(np.mean(precision))
+    assert found.prevalence == pytest.approx(np.mean(prevalence))
 
 
 def test_the_same_report_twice_and_strict_json() -> None:
