@@ -18,7 +18,7 @@ class ConvStem(nn.Module):
 
     def __init__(
         self,
-        img_size: int = 224,
+        img_size: int | tuple[int, int] = 224,
         patch_size: int = 4,
         in_chans: int = 3,
         embed_dim: int = 96,
@@ -29,7 +29,8 @@ class ConvStem(nn.Module):
         assert patch_size == 4, "two convolutions of stride 2"
         assert embed_dim % 8 == 0
         narrow, wide = embed_dim // 8, embed_dim // 4
-        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid_size = (height // patch_size, width // patch_size)
         self.proj = nn.Sequential(
             nn.Conv2d(in_chans, narrow, kernel_size=3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(narrow),

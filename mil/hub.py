@@ -15,7 +15,9 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def fetch_weights(row: EncoderRow) -> Path:
-    """The file with a row's weights, from the hub or from the cache of an earlier fetch.
+    """The file with a row's weights: from the cache of an earlier fetch, else from the hub.
+
+    What was fetched once is not looked up again, so it works without a network, and stays what it was.
 
     Raises
     ------
@@ -30,8 +32,11 @@ def fetch_weights(row: EncoderRow) -> Path:
             f"the weights of {row.name} are not on the hub ({row.licence})",
             action=f"Get them from {source.address} and give the file: --weights FILE",
         )
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
+    for cached in (try_to_load_from_cache(source.hub, name) for name in _FILES):
+        if isinstance(cached, str):
+            return Path(cached)
     for name in _FILES:
         try:
             path = Path(hf_hub_download(source.hub, name))
@@ -47,7 +52,7 @@ def fetch_weights(row: EncoderRow) -> Path:
         return path
     raise UsageError(
         f"https://huggingface.co/{source.hub} has none of the files {', '.join(_FILES)}",
-        action="Give the weights of " + row.name + " as a file: --weights FILE (.safetensors, .pth or .bin)",
+        action=f"Give the weights of {row.name} as a file: --weights FILE (.safetensors, .pth or .bin)",
     )
 
 
@@ -62,9 +67,9 @@ def _gated(row: EncoderRow, hub: str) -> UsageError:
 
 def _unreachable(row: EncoderRow, error: Exception) -> UsageError:
     assert row.source is not None
-    gate = ", where their conditions have to be accepted," if row.source.gated else ""
+    gate = "; its conditions have to be accepted there first" if row.source.gated else ""
     return UsageError(
         f"the weights of {row.name} cannot be had from the hub ({type(error).__name__})",
-        action="Give them as a file: --weights FILE (.safetensors, .pth or .bin); "
-        f"they are at https://huggingface.co/{row.source.hub}{gate} ({row.licence})",
+        action="Give them as a file: --weights FILE (.safetensors, .pth or .bin). They are at "
+        f"https://huggingface.co/{row.source.hub} ({row.licence}{gate})",
     )

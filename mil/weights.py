@@ -52,7 +52,7 @@ def _all_tensors(content: Mapping[object, object]) -> bool:
 
 def _read_safetensors(path: Path) -> object:
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             # Copied: the file is mapped, and may be replaced while the network lives. One tensor at a time,
             # because the largest encoders have 4.5 GB of them.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

