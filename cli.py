@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 from mil.arguments import (
     add_context,
     add_encoder,
+    add_evaluation,
     add_model,
     add_network,
     add_training,
+    assessment_settings,
     encoding,
     memory_bytes,
     study_recipe,
@@ -177,6 +179,32 @@ def train(arguments: Arguments) -> int:
     told = ("folds", "patients", "class_counts", "figures")
     slides = {"slides": len(model.training["slides"])}
     reporter.result({"model": model.name} | slides | {key: model.training[key] for key in told})
+    return 0
+
+
+def evaluate(arguments: Arguments) -> int:
+    """Say how good a trained model is and how sure that is, and what a person has to look at."""
+    from mil.assessment.report import default_folder, evaluate_model
+    from mil.assessment.tables import blocks
+    from tiling.output import Output
+
+    reporter = _reporter(arguments)
+    with reporter.progress("evaluate", unit="slide") as progress:
+        found = evaluate_model(
+            arguments.model,
+            arguments.report or default_folder(arguments.model),
+            output=Output(arguments.out) if arguments.out else None,
+            labels=arguments.labels,
+            against=arguments.against,
+            settings=assessment_settings(arguments),
+            overwrite=arguments.overwrite,
+            report=progress,
+        )
+    if not arguments.json:
+        for block in blocks(found.content):
+            reporter.facts(block)
+    more = found.content if arguments.json else {}
+    reporter.result({"report": str(found.folder), "status": "done" if found.made else "already done", **more})
     return 0
 
 
@@ -350,6 +378,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command = add(train, "results --labels labels.csv -m model", add_training, add_encoder, add_model)
     command.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the folder that was given to -o")
+    add(evaluate, "-m model", add_evaluation, add_model, _overwrite)
     add(predict, "results -m model", _results, add_model, _overwrite)
     add(heatmap, "results -m model", _results, add_model, _overwrite)
     add(

@@ -13,6 +13,7 @@ from tiling.arguments import given
 from wsi.errors import UsageError
 
 if TYPE_CHECKING:
+    from mil.assessment.settings import AssessmentSettings
     from mil.study import StudyRecipe
     from tiling.pipeline import Step
 
@@ -51,6 +52,43 @@ def add_context(parser: ArgumentParser) -> None:
         nargs="+",
         default=[],
         help="also what lies around each tile, at these coarser microns per pixel (needs --slides)",
+    )
+
+
+def add_evaluation(parser: ArgumentParser) -> None:
+    """What a model is evaluated on, and how."""
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, nargs="?", help="features, for --labels, --explain and --mc-dropout"
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="CSV of another cohort in OUT (default: the slides that training held out)",
+    )
+    parser.add_argument("-o", "--report", type=Path, help="folder (default MODEL-evaluation)")
+    parser.add_argument("--against", metavar="MODEL", type=Path, help="another model, on the same slides")
+    parser.add_argument("--explain", action="store_true", help="measure how true explanations are")
+    parser.add_argument("--alpha", type=float, help="errors that conformal sets may make (default 0.1)")
+    parser.add_argument("--threshold", type=float, help="least confidence to confirm a slide (default 0.8)")
+    parser.add_argument("--resamples", type=int, help="of patients, for intervals (default 2000)")
+    parser.add_argument("--seed", type=int, help="of all draws (default 0)")
+    parser.add_argument(
+        "--mc-dropout", metavar="PASSES", type=int, help="with dropout left on; 0 for none (default 30)"
+    )
+
+
+def assessment_settings(arguments: Namespace) -> AssessmentSettings:
+    """What `add_evaluation` asks for; defaults are those of the settings."""
+    from mil.assessment.settings import AssessmentSettings
+    from mil.evaluation.bootstrap import Resampling
+    from mil.gate import Gate
+
+    draws = {"count": arguments.resamples, "seed": arguments.seed}
+    return AssessmentSettings(
+        gate=Gate(**given(arguments, "threshold")),
+        resampling=Resampling(**{name: value for name, value in draws.items() if value is not None}),
+        explain=arguments.explain,
+        **given(arguments, "alpha", "mc_dropout"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Calibration of a study's members, each on its own validation slides and on nothing else."""
+"""Calibration of a study's members, each on its own validation slides; and of their ensemble."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Calibrations:
     members: tuple[MemberCalibration, ...]
     """By member."""
     rule: ConformalRule
-    """Of the ensemble's probabilities.
+    """Of the ensemble's probabilities, fitted as a model's card says; see `mil.study`.
 
-    Fitted on the members' validation slides together, each judged by the member that it is validation for: as
-    cross-conformal prediction does (V. Vovk, arXiv:1208.0806). The mean of the members is not what was
-    calibrated, so the law holds nearly, not exactly; members that disagree make sets larger than needed.
+    Its scores are those of the members for the slides that they were tested on, as cross-conformal prediction
+    does (V. Vovk, arXiv:1208.0806). The mean of the members is not what was calibrated, so the law holds
+    nearly, not exactly; members that disagree make sets larger than needed.
     """
     class_rule: ConformalRule
     """Likewise, a quantile a class."""
@@ -75,19 +75,22 @@ class Calibrations:
             "ensemble": {
                 "conformal": self.rule.as_json(),
                 "class_conditional": self.class_rule.as_json(),
-                "validation": {"patients": self.patients},
+                "tested": {"patients": self.patients},
             },
         }
 
 
 def calibrate(predictions: Predictions, *, alpha: float) -> Calibrations:
-    """Fit temperatures and conformal rules on validation slides only.
+    """Fit each member's temperature and conformal rules on its validation slides, and on nothing else.
+
+    The ensemble's rules are for slides that no member has seen; they rest on what each member, so calibrated,
+    says of the slides that it was tested on.
 
     Parameters
     ----------
     predictions
-        Of a study; only `Part.VALIDATION` is looked at. A member without validation slides keeps temperature
-        1 and rules nothing out.
+        Of a study. A member without validation slides keeps temperature 1 and rules nothing out; so does an
+        ensemble without test slides.
     alpha
         Share of slides whose set may lack the true class.
 
@@ -96,23 +99,19 @@ def calibrate(predictions: Predictions, *, alpha: float) -> Calibrations:
     UsageError, MicrotomeError
         See `mil.calibration` and `mil.conformal`.
     """
-    entries = predictions.of(Part.VALIDATION)
     count = len(predictions.classes)
-    fitted = [_fit(entry, alpha) for entry in entries]
-    known = {entry.member for entry in entries}
-    others = sorted({entry.member for entry in predictions.members} - known)
-    fitted += [uncalibrated(member, alpha, classes=count) for member in others]
-    if not entries:
+    fitted = {entry.member: _fit(entry, alpha) for entry in predictions.of(Part.VALIDATION)}
+    for member in {entry.member for entry in predictions.members} - fitted.keys():
+        fitted[member] = uncalibrated(member, alpha, classes=count)
+    members = tuple(fitted[member] for member in sorted(fitted))
+    tests = predictions.of(Part.TEST)
+    if not tests:
         nothing = uncalibrated(0, alpha, classes=count)
-        return Calibrations(tuple(fitted), nothing.rule, nothing.class_rule, 0)
-    values = np.concatenate(
-        [probabilities(entry.logits, fit.temperature) for entry, fit in zip(entries, fitted, strict=False)]
-    )
-    labels = np.concatenate([entry.labels for entry in entries])
-    patients = [name for entry in entries for name in entry.patients]
-    rule, class_rule = _rules(values, labels, patients, alpha)
-    by_member = tuple(sorted(fitted, key=lambda entry: entry.member))
-    return Calibrations(by_member, rule, class_rule, len(set(patients)))
+        return Calibrations(members, nothing.rule, nothing.class_rule, 0)
+    values = np.concatenate([probabilities(test.logits, fitted[test.member].temperature) for test in tests])
+    labels = np.concatenate([test.labels for test in tests])
+    patients = [name for test in tests for name in test.patients]
+    return Calibrations(members, *_rules(values, labels, patients, alpha), len(set(patients)))
 
 
 def uncalibrated(member: int, alpha: float, *, classes: int) -> MemberCalibration:

@@ -71,10 +71,10 @@ def _calibration(
             )
     elif calibrations.patients < needed:
         yield (
-            f"{calibrations.patients} validation patients are too few for sets with alpha "
+            f"{calibrations.patients} patients that were tested on are too few for sets with alpha "
             f"{settings.alpha:g}, which needs {needed}; sets hold every class, and all slides need review"
         )
-    if calibrations.patients:
+    if any(entry.patients for entry in calibrations.members):
         yield (
             "temperatures and conformal sets are fitted on validation slides, by which the epoch was chosen "
             "too: they may come out a little too sure"

@@ -133,6 +133,21 @@ def _folds(content: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
+def blocks(content: Mapping[str, Any]) -> list[dict[str, str]]:
+    """All that a terminal shows of a report, in paragraphs."""
+    shown = [summary(name, found) for name, found in content["cohorts"].items()]
+    if content["against"]:
+        other = content["against"]["model"]["name"]
+        shown += [comparison_summary(found, other) for found in content["against"]["cohorts"].values()]
+    if content["explanations"]:
+        told = content["explanations"]
+        shown.append({"explanations": told["scope"], "  how true to the model": told["verdict"]})
+    fits = content["calibration"]["members"]
+    shown.append({f"temperature of member {fit['member']}": _temperature(fit) for fit in fits})
+    shown.append({f"note {number}": text for number, text in enumerate(content["cautions"], start=1)})
+    return shown
+
+
 def comparison_summary(content: Mapping[str, Any], other: str) -> dict[str, str]:
     """What a terminal shows of the comparison with another model."""
     n = _n(content["slides"]["all"])
@@ -183,6 +198,11 @@ def _note(found: Mapping[str, Any]) -> str:
 
 def _mean(found: Mapping[str, Any]) -> str:
     return "n/a (no slides)" if found["mean"] is None else f"{found['mean']:.3f} ({found['slides']} slides)"
+
+
+def _temperature(fit: Mapping[str, Any]) -> str:
+    why = f"; {fit['temperature_note']}" if fit["temperature_note"] else ""
+    return f"{fit['temperature']:.3f}{why}  [{_n(fit['validation'])} of validation]"
 
 
 def _n(found: Mapping[str, int]) -> str:

@@ -29,17 +29,21 @@ def with_part(
     return replace(study, members=tuple(change(m) if m.part is part else m for m in study.members))
 
 
-def test_calibration_looks_at_validation_slides_alone(make_study: MakeStudy) -> None:
+def test_members_are_calibrated_on_validation_slides_alone_and_nothing_on_external_ones(
+    make_study: MakeStudy,
+) -> None:
     study = make_study(external=10)
 
     def nonsense(entry: MemberPredictions) -> MemberPredictions:
-        return replace(entry, logits=-entry.logits, labels=1 - entry.labels)
+        return replace(entry, labels=1 - entry.labels)
 
     fits = calibrate(study, alpha=0.1)
-    for part in (Part.TEST, Part.EXTERNAL):
-        assert calibrate(with_part(study, part, nonsense), alpha=0.1) == fits
-    other = with_part(study, Part.VALIDATION, lambda entry: replace(entry, labels=1 - entry.labels))
-    assert calibrate(other, alpha=0.1) != fits
+    assert calibrate(with_part(study, Part.EXTERNAL, nonsense), alpha=0.1) == fits
+    tested = calibrate(with_part(study, Part.TEST, nonsense), alpha=0.1)
+    assert tested.members == fits.members
+    assert tested.rule != fits.rule  # the ensemble's, for slides that are in neither part
+    validated = calibrate(with_part(study, Part.VALIDATION, nonsense), alpha=0.1)
+    assert all(one != two for one, two in zip(validated.members, fits.members, strict=True))
 
 
 def test_each_members_fit_is_that_of_its_own_validation_slides(make_study: MakeStudy) -> None:
@@ -148,4 +152,6 @@ def test_members_without_enough_validation_rule_nothing_out(make_study: MakeStud
     none = calibrate(Predictions(study.classes, study.of(Part.TEST)), alpha=0.1)
     assert [entry.temperature for entry in none.members] == [1.0] * 4
     assert all(entry.note for entry in none.members)
-    assert none.rule.sets([[1.0, 0.0]]).all()
+    assert all(entry.rule.sets([[1.0, 0.0]]).all() for entry in none.members)
+    untested = calibrate(Predictions(study.classes, study.of(Part.VALIDATION)), alpha=0.1)
+    assert untested.rule.sets([[1.0, 0.0]]).all()
