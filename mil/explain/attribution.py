@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mil.bags import Bag, each_alone
-from mil.explain.judge import ROWS_PER_SLICE, Voice, part_logits, undisturbed
+from mil.ensemble import in_eval_mode
+from mil.explain.judge import ROWS_PER_SLICE, Voice, part_logits
 from mil.explain.settings import Effort
 from mil.segments import segment_softmax
 from wsi.errors import UsageError
@@ -31,7 +32,7 @@ def attention(voice: Voice, bag: Bag, effort: Effort) -> Scores:
     head attends for each class apart, it is the class's own; else the mean over the head's branches.
     """
     tiles = voice.pack(bag)
-    with undisturbed(voice.head):
+    with in_eval_mode(voice.head):
         logits = voice.head(tiles).attention_logits  # (n, K)
     weights = segment_softmax(logits, tiles.bag_of_row, 1)  # (n, K)
     own = weights.shape[1] == voice.head.classes > 1
@@ -44,7 +45,7 @@ def single(voice: Voice, bag: Bag, effort: Effort) -> Scores:
 
     "Single" of arXiv:2603.08328. It cannot see what only several tiles together say.
     """
-    with undisturbed(voice.head):
+    with in_eval_mode(voice.head):
         slices = torch.split(voice.pack(bag).features, ROWS_PER_SLICE)
         return _scores(torch.cat([voice.log_odds(voice.head(each_alone(rows)).logits) for rows in slices]))
 
@@ -62,7 +63,7 @@ def contribution(voice: Voice, bag: Bag, effort: Effort) -> Scores:
     UsageError
         The head's logits are no such sum.
     """
-    with undisturbed(voice.head):
+    with in_eval_mode(voice.head):
         output = voice.head(voice.pack(bag))
     if output.contributions is None:
         raise UsageError(
@@ -84,7 +85,7 @@ def leave_one_out(voice: Voice, bag: Bag, effort: Effort) -> Scores:
     it is replaced by the baseline.
     """
     tiles, every = voice.pack(bag), torch.arange(len(bag))
-    with undisturbed(voice.head):
+    with in_eval_mode(voice.head):
         whole = voice.log_odds(voice.head(tiles).logits)  # (1,)
         if len(bag) == 1:
             nothing = voice.head(each_alone(baseline_tile(bag, effort).to(tiles.features.device)))

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from mil.bags import Bag, BagSource, each_alone
+from mil.ensemble import in_eval_mode
 from mil.evaluation import LESION_SHARE
 from mil.evaluation.metrics import auroc_of, average_precision_of
 from mil.explain.attribution import Scores
 from mil.explain.estimate import Estimate, estimate_mean
-from mil.explain.judge import Judge, Voice, probabilities, undisturbed, voices
+from mil.explain.judge import Judge, Voice, probabilities, voices
 from mil.explain.methods import METHODS, explain
 from mil.explain.removal import SHARES, RemovalCurves, removal_curves
 from mil.explain.report import ExplanationReport, Localisation, MethodResult
@@ -195,7 +196,7 @@ def _methods(asked: Sequence[str] | None, models: Sequence[Judge]) -> tuple[str,
 def _is_sum(voice: Voice) -> bool:
     """Whether a head says what each tile adds."""
     device = next(voice.head.parameters()).device
-    with undisturbed(voice.head):
+    with in_eval_mode(voice.head):
         output = voice.head(each_alone(torch.zeros((1, voice.head.dim), device=device)))
     return output.contributions is not None
 

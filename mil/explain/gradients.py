@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from mil.bags import Bag, PackedBags
+from mil.ensemble import in_eval_mode
 from mil.explain.attribution import Scores, baseline_tile
-from mil.explain.judge import ROWS_PER_SLICE, Voice, undisturbed
+from mil.explain.judge import ROWS_PER_SLICE, Voice
 from mil.explain.settings import Effort
 
 
@@ -83,7 +84,7 @@ def _as_bags(copies: Tensor, places: Tensor) -> PackedBags:
 @contextmanager
 def _differentiable(voice: Voice) -> Iterator[None]:
     """Eval mode, and gradients even where the caller has none."""
-    with undisturbed(voice.head), torch.inference_mode(mode=False), torch.enable_grad():
+    with in_eval_mode(voice.head), torch.inference_mode(mode=False), torch.enable_grad():
         yield
 
 

@@ -17,36 +17,22 @@ what saturates has no gradient. For two classes v is the difference of the logit
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mil.bags import Bag, PackedBags, pack
+from mil.ensemble import Ensemble, as_ensemble, check_length, in_eval_mode
 from mil.heads import Head
-from wsi.errors import UsageError
 
 ROWS_PER_SLICE = 4096
 """Rows that are judged at a time where that is free to choose: it bounds memory, and changes no value."""
 
 
-class Committee(Protocol):
-    """Several heads that judge together, as `mil.ensemble.Ensemble` does."""
-
-    @property
-    def members(self) -> tuple[Head, ...]:
-        """The heads."""
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """What each head's logits are divided by."""
-
-
-Judge = Head | Committee
+Judge = Head | Ensemble
 """Who judges a bag: one head, or several whose probabilities are averaged."""
 
 
@@ -75,11 +61,7 @@ class Voice:
         UsageError
             The features have another length than the head takes.
         """
-        if bag.dim != self.head.dim:
-            raise UsageError(
-                f"slide {bag.slide_id!r} has features of length {bag.dim}, the model takes {self.head.dim}",
-                action="Encode it with the model's encoder",
-            )
+        check_length(bag, self.head.dim)
         return pack([bag], device=next(self.head.parameters()).device)
 
 
@@ -89,19 +71,18 @@ def voices(model: Judge, class_index: int) -> tuple[Voice, ...]:
     An ensemble's explanation is the mean of its members': it explains the mean of their log-odds, which is
     not quite the log-odds of their mean probability, but adds up.
     """
-    heads, temperatures = (
-        ((model,), (1.0,)) if isinstance(model, Head) else (model.members, model.temperatures)
-    )
-    if not 0 <= class_index < heads[0].classes:
-        raise ValueError(f"there is no class {class_index} among {heads[0].classes}")
-    return tuple(Voice(head, class_index, t) for head, t in zip(heads, temperatures, strict=True))
+    ensemble = as_ensemble(model)
+    if not 0 <= class_index < ensemble.classes:
+        raise ValueError(f"there is no class {class_index} among {ensemble.classes}")
+    each = zip(ensemble.members, ensemble.temperatures, strict=True)
+    return tuple(Voice(head, class_index, temperature) for head, temperature in each)
 
 
 def probabilities(model: Judge, bag: Bag, parts: Sequence[Tensor]) -> Tensor:
     """``(S, C)`` float64: what the model says of S bags of some of a bag's tiles each; see `part_logits`."""
     said = []
     for voice in voices(model, 0):
-        with undisturbed(voice.head), torch.inference_mode():
+        with in_eval_mode(voice.head), torch.inference_mode():
             logits = part_logits(voice.head, voice.pack(bag), parts)  # (S, C)
         said.append((logits.double() / voice.temperature).softmax(dim=1))
     return torch.stack(said).mean(dim=0)
@@ -140,15 +121,3 @@ def _slices(parts: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
             stop += 1
         yield parts[start:stop]
         start = stop
-
-
-@contextlib.contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Dropout off inside; outside every part of the module is in the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

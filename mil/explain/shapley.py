@@ -31,8 +31,9 @@ import torch
 from numpy.typing import NDArray
 
 from mil.bags import Bag, each_alone
+from mil.ensemble import in_eval_mode
 from mil.explain.attribution import Scores, baseline_tile
-from mil.explain.judge import Voice, part_logits, undisturbed
+from mil.explain.judge import Voice, part_logits
 from mil.explain.settings import Effort
 
 Coalitions = NDArray[np.bool_]
@@ -49,7 +50,7 @@ def shapley(voice: Voice, bag: Bag, effort: Effort) -> Scores:
     group = tile_groups(bag, count=effort.clusters, seed=seed)  # (n,)
     tiles, players = voice.pack(bag), int(group.max()) + 1
     group_of_row = torch.from_numpy(group)
-    with undisturbed(voice.head):
+    with in_eval_mode(voice.head):
         nothing = voice.head(each_alone(baseline_tile(bag, effort).to(tiles.features.device))).logits
         empty = float(voice.log_odds(nothing))
 

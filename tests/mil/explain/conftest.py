@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -17,6 +17,15 @@ SMALL = {"hidden": 16, "attention": 8, "heads": 2, "landmarks": 8, "classifier":
 """Settings that keep heads quick, where they have them."""
 
 MakeBag = Callable[..., Bag]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bags this small are judged sooner by one thread than by several that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

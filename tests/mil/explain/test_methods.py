@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mil.bags import Bag, PackedBags, pack
+from mil.ensemble import Ensemble
 from mil.explain import METHODS, Effort, attribution, explain, gradients, judge
 from mil.explain.judge import Voice
 from mil.heads import Head, HeadOutput
@@ -269,12 +270,6 @@ def test_random_knows_the_slide_and_the_seed_and_nothing_else(gated: GatedABMIL,
     assert not np.array_equal(first, explain(gated, make_bag(name="other"), 0, method="random"))
 
 
-@dataclass(frozen=True)
-class Members:
-    members: tuple[Head, ...]
-    temperatures: tuple[float, ...]
-
-
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_an_ensemble_is_explained_by_the_mean_of_its_calibrated_members(make_bag: MakeBag, name: str) -> None:
     heads = tuple(scaled(GatedABMIL(DIM, CLASSES, **SMALL), seed=seed) for seed in (4, 5))
@@ -287,7 +282,7 @@ def test_an_ensemble_is_explained_by_the_mean_of_its_calibrated_members(make_bag
             cooled.W.weight /= temperature
             cooled.W.bias /= temperature
         each.append(explain(cooled, bag, 1, method=name))
-    found = explain(Members(heads, (1.0, 2.5)), bag, 1, method=name)
+    found = explain(Ensemble(heads, (1.0, 2.5)), bag, 1, method=name)
     np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from mil.bags import Bag, PackedBags, pack
+from mil.ensemble import Ensemble
 from mil.explain import explain, judge
 from mil.explain.removal import SHARES, removal_curves
 from mil.heads import Head, HeadOutput, build_head
@@ -117,18 +117,12 @@ def test_equal_scores_are_in_an_order_that_the_slide_does_not_decide() -> None:
     assert first == second
 
 
-@dataclass(frozen=True)
-class Members:
-    members: tuple[Head, ...]
-    temperatures: tuple[float, ...]
-
-
 def test_an_ensemble_is_judged_by_its_mean_calibrated_probability(make_bag: MakeBag) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads = tuple(build_head("gated_abmil", dim=DIM, classes=CLASSES).eval() for _ in range(2))
     bag, temperatures = make_bag(), (0.5, 3.0)
-    curves = removal_curves(Members(heads, temperatures), bag, np.arange(9.0), 1)
+    curves = removal_curves(Ensemble(heads, temperatures), bag, np.arange(9.0), 1)
     top = bag.read(np.array([8]))
     expected = np.mean([probability(h, top, 1, t) for h, t in zip(heads, temperatures, strict=True)])
     assert curves.insertion[0] == pytest.approx(expected, abs=1e-6)
