@@ -104,7 +104,7 @@ class _Clam(Head):
 
     def _tile_losses(self, h: Tensor, a: Tensor, bags: PackedBags, labels: Tensor) -> Tensor:
         """``(B,)``: cross-entropy of the labelled tiles, as the module's text says."""
-        extremes = _Extremes.of(a, bags, self.k_sample)
+        extremes = Extremes.of(a, bags, self.k_sample)
         total = h.new_zeros(len(bags), dtype=torch.float32)  # (B,)
         for c in range(self.classes):
             column = c if self.attention_per_class else 0
@@ -128,7 +128,7 @@ class _Clam(Head):
 
 
 @dataclass(frozen=True, slots=True)
-class _Extremes:
+class Extremes:
     """The tiles with the most and the least attention of each bag."""
 
     most: Tensor
@@ -137,7 +137,8 @@ class _Extremes:
     """``(N, K)`` bool; never where `most` is."""
 
     @classmethod
-    def of(cls, a: Tensor, bags: PackedBags, k: int) -> _Extremes:
+    def of(cls, a: Tensor, bags: PackedBags, k: int) -> Extremes:
+        """By attention logits ``(N, K)``; k of either, or half of a smaller bag each."""
         rank = segment_rank(a, bags.bag_of_row, len(bags))  # (N, K)
         sizes = segment_sizes(bags.bag_of_row, len(bags))[bags.bag_of_row, None]  # (N, 1)
         most = ((sizes + 1) // 2).clamp(max=k)  # (N, 1)

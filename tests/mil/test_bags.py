@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mil.bags import Bag, pack
-from mil.segments import segment_softmax, segment_sum
+from mil.segments import (
+    segment_argmax,
+    segment_log_softmax,
+    segment_max,
+    segment_mean,
+    segment_rank,
+    segment_sizes,
+    segment_softmax,
+    segment_sum,
+)
 from wsi.errors import UsageError
 
 
@@ -65,10 +74,50 @@ def test_segment_functions_equal_a_loop_over_bags(sizes: list[int], seed: int, s
     values = torch.randn((sum(sizes), 3), generator=generator) * scale
     bag_of_row = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     softmax = segment_softmax(values, bag_of_row, len(sizes))
+    log_softmax = segment_log_softmax(values, bag_of_row, len(sizes))
     total = segment_sum(values, bag_of_row, len(sizes))
+    mean = segment_mean(values, bag_of_row, len(sizes))
+    largest = segment_max(values, bag_of_row, len(sizes))
+    where = segment_argmax(values, bag_of_row, len(sizes))
+    rank = segment_rank(values, bag_of_row, len(sizes))
+    assert segment_sizes(bag_of_row, len(sizes)).tolist() == sizes
     for index, part in enumerate(values.split(sizes)):
-        torch.testing.assert_close(softmax[bag_of_row == index], part.double().softmax(0).float())
+        inside = bag_of_row == index
+        torch.testing.assert_close(softmax[inside], part.double().softmax(0).float())
+        torch.testing.assert_close(
+            log_softmax[inside], part.double().log_softmax(0).float(), rtol=1e-5, atol=1e-4
+        )
         torch.testing.assert_close(total[index], part.double().sum(0).float(), rtol=1e-5, atol=1e-5 * scale)
+        torch.testing.assert_close(mean[index], part.double().mean(0).float(), rtol=1e-5, atol=1e-5 * scale)
+        assert torch.equal(largest[index], part.amax(0))
+        assert torch.equal(values.gather(0, where)[index], part.amax(0))
+        assert torch.equal(part.gather(0, rank[inside].argsort(0)), part.sort(0, descending=True).values)
+
+
+def test_of_equal_values_the_first_row_leads() -> None:
+    values, bag_of_row = torch.tensor([[1.0], [2.0], [2.0], [5.0], [5.0]]), torch.tensor([0, 0, 0, 1, 1])
+    assert segment_argmax(values, bag_of_row, 2).squeeze().tolist() == [1, 3]
+    assert segment_rank(values, bag_of_row, 2).squeeze().tolist() == [2, 0, 1, 0, 1]
+
+
+def test_bags_need_not_be_stored_one_after_the_other() -> None:
+    values = torch.randn((9, 2), generator=torch.Generator().manual_seed(0))
+    bag_of_row = torch.tensor([2, 0, 1, 2, 0, 1, 1, 2, 2])
+    rank = segment_rank(values, bag_of_row, 3)
+    for index in range(3):
+        part, inside = values[bag_of_row == index], rank[bag_of_row == index]
+        assert torch.equal(part.gather(0, inside.argsort(0)), part.sort(0, descending=True).values)
+
+
+def test_rows_at_minus_infinity_have_no_share_and_no_gradient() -> None:
+    logits = torch.tensor([[0.0], [-torch.inf], [1.0], [3.0]], requires_grad=True)
+    softmax = segment_softmax(logits, torch.tensor([0, 0, 0, 1]), 2)
+    assert softmax[1].item() == 0
+    assert softmax[[0, 2]].sum().item() == 1
+    softmax[0].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[1].item() == 0
 
 
 def test_huge_logits_do_not_overflow() -> None:
