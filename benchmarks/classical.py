@@ -21,8 +21,10 @@ names, data/mil/NAME.npz: `X` (instances, features), `bag` (instances,), `bag_y`
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +45,7 @@ RECIPE = TrainingRecipe(
     learning_rate=5e-4,
     weight_decay=5e-3,
     bags_per_step=4,
+    tiles_per_bag=0,
 )
 PUBLISHED = {
     ("musk1", "abmil"): "0.892 ± 0.040",
@@ -74,21 +77,25 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=sorted(HONEST), choices=sorted(HONEST))
     parser.add_argument("--heads", nargs="+", default=["abmil", "gated_abmil"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="folds at a time, one thread each")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     print(f"{RECIPE}\n")
     print("| set | head | accuracy ± s.e.m. | repetitions' deviation | AUC | published | honest range | |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in options.sets:
-        features, labels = read_set(name)
-        for head in options.heads:
-            start = time.perf_counter()
-            rounds = [
-                [run_fold(features, labels, head, repeat, fold) for fold in range(FOLDS)]
-                for repeat in range(options.repeats)
-            ]
-            print(row(name, head, rounds), f"{time.perf_counter() - start:.0f} s", flush=True)
+    spawned = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(
+        options.processes, spawned, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for name in options.sets:
+            read_set(name)  # refused here rather than in a process
+            for head in options.heads:
+                start = time.perf_counter()
+                units = [
+                    (name, head, repeat, fold) for repeat in range(options.repeats) for fold in range(FOLDS)
+                ]
+                folds = list(pool.map(run_fold, *zip(*units, strict=True)))
+                rounds = [folds[i : i + FOLDS] for i in range(0, len(folds), FOLDS)]
+                print(row(name, head, rounds), f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 def read_set(name: str) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:
@@ -103,10 +110,9 @@ def read_set(name: str) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:
         return [content["X"][index == bag].astype(np.float64) for bag in range(len(labels))], labels
 
 
-def run_fold(
-    features: list[NDArray[np.float64]], labels: NDArray[np.int64], head: str, repeat: int, fold: int
-) -> Fold:
+def run_fold(name: str, head: str, repeat: int, fold: int) -> Fold:
     """Train on nine folds, judge the tenth."""
+    features, labels = read_set(name)
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
     train, test = list(splitter.split(labels, labels))[fold]
     known = np.concatenate([features[i] for i in train])

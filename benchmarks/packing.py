@@ -37,6 +37,7 @@ RECIPE = TrainingRecipe(
     epochs=1,
     learning_rate=2e-4,
     weight_decay=1e-4,
+    tiles_per_bag=0,
 )
 SAMPLED = 1024
 
