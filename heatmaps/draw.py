@@ -68,7 +68,9 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
     thumbnail, scale = read_thumbnail(store)
     for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
         write_colours(draft.folder / f"heatmap-{name}.ome.tif", heatmap, channel)
-        picture = draw_overlay(thumbnail, heatmap, channel, thumbnail_scale=scale[0])
+        picture = draw_overlay(
+            thumbnail, heatmap, channel, thumbnail_scale=scale[0], title=legend_title(channel)
+        )
         write_file(draft.folder / f"overlay-{name}.png", encode_png(picture))
     record = store.record
     write_tiles(
@@ -94,6 +96,17 @@ def file_names(channels: Sequence[str]) -> list[str]:
     if len({name.casefold() for name in names}) == len(names):
         return names
     return [f"{index}-{name}" for index, name in enumerate(names)]
+
+
+def legend_title(channel: str) -> str:
+    """What a channel's colours mean. Neither is a probability of disease.
+
+    >>> legend_title("tumour")
+    'tumour: score of each tile alone'
+    >>> legend_title("attention rank")
+    'attention rank: no evidence'
+    """
+    return f"{channel}: no evidence" if channel == RANK else f"{channel}: score of each tile alone"
 
 
 def draw_step(model: str, *, weights_sha256: str) -> Step:
@@ -136,7 +149,8 @@ def ranks(attention: NDArray[np.float32]) -> NDArray[np.float32]:
 def _measurements(
     classes: tuple[str, ...], scores: NDArray[np.float32], attention: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float32]]:
-    named: dict[str, NDArray[np.float32]] = {f"Prob: {name}": scores[:, i] for i, name in enumerate(classes)}
+    """For QuPath. Not "probability": a tile's score is not calibrated, and the slide's is another number."""
+    named = {f"Tile score: {name}": scores[:, i] for i, name in enumerate(classes)}
     return named | {"Attention": attention, "Attention rank": ranks(attention)}
 
 

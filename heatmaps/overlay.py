@@ -23,6 +23,7 @@ def draw_overlay(
     channel: str,
     *,
     thumbnail_scale: float,
+    title: str | None = None,
     vmin: float = 0.0,
     vmax: float = 1.0,
     alpha: float = 0.6,
@@ -35,6 +36,8 @@ def draw_overlay(
         (h, w, 3) uint8 RGB of the whole slide; its pixels are square in microns, as the heatmap's are.
     thumbnail_scale
         Level-0 pixels per thumbnail pixel along x.
+    title
+        What the colours mean, for the legend; the channel's name by default.
     vmin, vmax
         Scores at the ends of the colour map.
     alpha
@@ -64,7 +67,7 @@ def draw_overlay(
     # Under a tile the tissue turns grey, so that hue speaks of the score alone and not of the stain.
     grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)[known][:, None]
     mixed[known] = np.rint(alpha * tint + (1 - alpha) * grey).astype(np.uint8)
-    legend = _legend(channel, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
+    legend = _legend(title or channel, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
     margin = np.full((height, legend.shape[1] - width, 3), WHITE, np.uint8)
     return np.concatenate([np.concatenate([mixed, margin], axis=1), legend])
 
@@ -83,14 +86,14 @@ def _sample(
     return np.where(beyond, np.float32(np.nan), sampled)
 
 
-def _legend(channel: str, *, vmin: float, vmax: float, width: int) -> _Image:
-    """One line: the channel's name, vmin, the bar of colours, vmax."""
+def _legend(title: str, *, vmin: float, vmax: float, width: int) -> _Image:
+    """One line: what the colours mean, vmin, the bar of colours, vmax."""
     size = float(np.clip(width / 1000, 0.45, 1.2))  # of the letters, in OpenCV's units
     gap, line = round(14 * size), round(30 * size)
     image = np.full((line + 2 * gap, width, 3), WHITE, np.uint8)
     low, high = f"{vmin:g}", f"{vmax:g}"
     bar = width // 4
-    name = _fitted(channel, size, width - bar - 5 * gap - _text_width(low, size) - _text_width(high, size))
+    name = _fitted(title, size, width - bar - 5 * gap - _text_width(low, size) - _text_width(high, size))
     x = gap
     for text, space in ((name, 2 * gap), (low, gap)):
         x = _write(image, text, x, size) + space

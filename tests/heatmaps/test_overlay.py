@@ -100,14 +100,17 @@ def test_the_legend_lies_below_and_holds_the_whole_bar(thumbnail, heatmap):
     assert len(present & set(table)) > 50
 
 
-@pytest.mark.parametrize("change", [{"vmin": -1}, {"vmax": 3}, {"channel": "stroma"}])
+@pytest.mark.parametrize("change", [{"vmin": -1}, {"vmax": 3}, {"channel": "stroma"}, {"title": "a"}])
 def test_the_legend_tells_name_and_range(thumbnail, heatmap, change):
-    def legend(channel="tumour", vmin=0.0, vmax=1.0):
+    def legend(channel="tumour", vmin=0.0, vmax=1.0, title=None):
         named = type(heatmap)(heatmap.values, (channel,), heatmap.scale, heatmap.scale_y, heatmap.mpp)
-        drawn = draw_overlay(thumbnail, named, channel, thumbnail_scale=SCALE, vmin=vmin, vmax=vmax)
+        drawn = draw_overlay(
+            thumbnail, named, channel, thumbnail_scale=SCALE, title=title, vmin=vmin, vmax=vmax
+        )
         return drawn[thumbnail.shape[0] :]
 
     assert not np.array_equal(legend(), legend(**change))
+    np.testing.assert_array_equal(legend(), legend(title="tumour"))
 
 
 @pytest.mark.parametrize("name", ["é" * 300, "tumour </script> \" ' & 1", "W" * 40])
