@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mil.arguments import training_options
 from mil.calibration import fit_temperature, probabilities, why_not_fitted
 from mil.checkpoint import Calibration, Model, check_model_folder, describe, save_model
-from mil.conformal import fit_conformal, worst_of_each_patient
+from mil.conformal import ConformalRule, fit_conformal, worst_of_each_patient
 from mil.curves import draw_learning_curve
 from mil.encoder import folder_name
 from mil.ensemble import Ensemble
@@ -52,7 +52,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StudyRecipe:
-    """What is trained on which features, and what is held out."""
+    """What is trained on which features, and what is held out.
+
+    Raises
+    ------
+    UsageError
+        A number of folds that are too few, or an `alpha` that is none.
+    """
 
     encoder: str
     """Name of the encoder whose features are used."""
@@ -67,6 +73,11 @@ class StudyRecipe:
     """Share of slides whose conformal set may miss the true class."""
     gate: Gate = field(default_factory=Gate)
     """How sure a model must be of a slide that nobody looks at."""
+
+    def __post_init__(self) -> None:
+        ConformalRule(self.alpha, (0.0,))  # refuses an alpha that is none
+        if self.folds:
+            check_fold_count(self.folds)
 
 
 def train_model(

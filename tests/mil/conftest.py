@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,21 @@ MakeStore = Callable[..., TileStore]
 
 
 @pytest.fixture
-def make_store(tmp_path: Path) -> MakeStore:
+def make_store(tmp_path: Path, make_store_in: MakeStore) -> MakeStore:
     """Commit a store of random tiles: 11 of them, in shards of 4."""
+    return partial(make_store_in, tmp_path)
 
-    def make(slide_id: str = "slide-1", *, folder: str = "out", seed: int = 0, **recipe: Any) -> TileStore:
+
+@pytest.fixture(scope="session")
+def make_store_in() -> MakeStore:
+    """`make_store` for a folder that more than one test uses."""
+
+    def make(
+        root: Path, slide_id: str = "slide-1", *, folder: str = "out", seed: int = 0, **recipe: Any
+    ) -> TileStore:
         rng = np.random.default_rng(seed)
         count, size, step = 11, 16, 4
-        store = TileStore(Output(tmp_path / folder), slide_id)
+        store = TileStore(Output(root / folder), slide_id)
         stain = {"method": "Macenko", "light": 240.0}
         content = {
             "step": "tiles",

@@ -1,40 +1,383 @@
-"""Laws of a study: what would be refused in the end is refused before anything is trained."""
+"""Laws of a study: nothing leaks, all can be made again, and what is refused is refused before any work."""
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from mil import study
+import cli
+from mil import members, study
+from mil.arguments import study_recipe
+from mil.calibration import fit_temperature, probabilities
 from mil.checkpoint import load_model
-from mil.device import Precision
-from mil.encode import encode_slide
-from mil.encoder import Encoder
-from mil.study import train_model
+from mil.ensemble import bag_logits
+from mil.features import read_bag
+from mil.figures import balanced_accuracy, macro_auroc
+from mil.losses import Focal
+from mil.predictions import Part, read_predictions
+from mil.sources import find_stores
+from mil.stopping import Metric
+from mil.study import StudyRecipe, train_model
 from mil.training import TrainingRecipe
-from tiling.store import TileStore
+from tiling.output import Output
+from tiling.store import TileStore, make_array
 from wsi.errors import RecipeError, UsageError
 
 MakeStore = Callable[..., TileStore]
-RECIPE = TrainingRecipe(settings={"hidden": 8, "attention": 4}, epochs=2)
+KEY, DIM = "toy", 6
+QUICK = TrainingRecipe(settings={"hidden": 8, "attention": 4}, epochs=3, learning_rate=1e-2)
+RECIPE = StudyRecipe(encoder=KEY, folds=3, training=QUICK)
+SLIDES = 14
+EXTERNAL = ("s12", "s13")
+
+
+def encode(store: TileStore, features: NDArray[np.floating[Any]], *, weights: str = "none") -> None:
+    """Commit features as if an encoder had made them."""
+    recipe = {
+        "step": "features",
+        "inputs": store.inputs("tiles"),
+        "encoder": {"name": KEY, "dim": features.shape[1], "weights": weights},
+        "precision": "fp32",
+    }
+    store = TileStore(store.output, store.slide_id, overwrite=True)
+    draft = store.begin(f"features/{KEY}", recipe | {"digest": repr(features.tobytes()[:16])})
+    assert draft is not None
+    shape = features.shape
+    array = make_array(draft, "", shape=shape, rows_per_file=len(features), dtype=np.float16, fill=np.nan)
+    array.write_all(features.astype(np.float16))
+    draft.publish({})
+
+
+def features_of(index: int) -> NDArray[np.float64]:
+    """Noise; in slides of odd number, four tiles of eleven are shifted."""
+    values = np.random.default_rng(index).normal(size=(11, DIM))
+    values[:4] += 2.5 * (index % 2)
+    return values
+
+
+@dataclass(frozen=True)
+class Desk:
+    """An output of encoded slides, a table beside it, and training by it."""
+
+    folder: Path
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels.csv"
+
+    def write(self, table: str) -> None:
+        self.labels.write_text(table)
+
+    def train(self, name: str = "model", recipe: StudyRecipe = RECIPE, **keywords: Any) -> Any:
+        stores = find_stores(self.folder / "out", (), encoder=KEY)
+        return train_model(stores, self.labels, recipe=recipe, folder=self.folder / name, **keywords)
+
+    def files(self, name: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted((self.folder / name).iterdir())}
+
+    def rows(self, name: str, file: str) -> list[dict[str, str]]:
+        return list(csv.DictReader((self.folder / name / file).read_text().splitlines()))
+
+
+TABLE = "slide_id,label,patient,split\n" + "".join(
+    f"s{i},{'tumour' if i % 2 else 'normal'},p{i % 2}-{i // 4},{'test' if f's{i}' in EXTERNAL else 'train'}\n"
+    for i in range(SLIDES)
+)
+"""Two slides a patient; the patients of the last two slides are for testing."""
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory, make_store_in: MakeStore) -> Path:
+    folder = tmp_path_factory.mktemp("encoded")
+    for index in range(SLIDES):
+        encode(make_store_in(folder, f"s{index}", seed=index), features_of(index))
+    return folder
 
 
 @pytest.fixture
-def train(tmp_path: Path, make_store: MakeStore, tiny_encoder: Encoder) -> Callable[[Path], Any]:
-    """Train on three encoded slides, into a folder."""
-    stores = [make_store(f"s{index}", seed=index) for index in range(3)]
-    for store in stores:
-        encode_slide(store, tiny_encoder, precision=Precision.FP32)
-    labels = tmp_path / "labels.csv"
-    labels.write_text("slide_id,label\ns0,normal\ns1,tumour\ns2,normal\n")
+def desk(tmp_path: Path, encoded: Path) -> Desk:
+    shutil.copytree(encoded, tmp_path, dirs_exist_ok=True)
+    made = Desk(tmp_path)
+    made.write(TABLE)
+    return made
 
-    def run(folder: Path) -> Any:
-        return train_model(stores[0].output, labels, encoder="timm:test_vit", recipe=RECIPE, folder=folder)
 
-    return run
+# What a folder holds ---------------------------------------------------------------------------------------
+
+
+def test_a_model_is_published_with_all_that_is_needed_to_make_it_again(desk: Desk) -> None:
+    model = desk.train()
+    assert model == load_model(desk.folder / "model")[0]
+    assert set(desk.files("model")) == {
+        "commit.json", "model.json", "labels.csv", "splits.csv", "predictions.csv", "history.csv",
+        "metrics.json", "environment.json", "learning-curve.png",
+        "member-0.safetensors", "member-1.safetensors", "member-2.safetensors",
+    }  # fmt: skip
+    assert model.classes == ("normal", "tumour")
+    assert model.training["slides"] == [f"s{i}" for i in range(12)]
+    assert model.training["external_slides"] == list(EXTERNAL)
+    assert model.training["class_counts"] == {"normal": 6, "tumour": 6}
+    assert (model.training["patients"], model.training["tiles"], model.training["folds"]) == (6, 132, 3)
+    assert desk.labels.read_text() == (desk.folder / "model" / "labels.csv").read_text()
+    environment = json.loads(desk.files("model")["environment.json"])
+    assert {"torch", "numpy", "microtome"} <= set(environment["packages"])
+    text = b"".join(data for name, data in desk.files("model").items() if "safetensors" not in name)
+    assert str(desk.folder).encode() not in text
+    assert not (desk.folder / ".work").exists()
+
+
+def test_two_trainings_give_the_same_bytes_wherever_features_are_kept(desk: Desk) -> None:
+    desk.train("a/model")
+    desk.train("b/model", memory_bytes=0)
+    assert desk.files("a/model") == desk.files("b/model")
+    desk.train("c/model", replace(RECIPE, training=replace(QUICK, seed=1)))
+    assert desk.files("a/model")["member-0.safetensors"] != desk.files("c/model")["member-0.safetensors"]
+
+
+def test_what_members_said_is_what_their_saved_weights_say(desk: Desk) -> None:
+    """To the bit: so it was said in eval mode, by these weights, of these slides."""
+    desk.train()
+    _, ensemble = load_model(desk.folder / "model")
+    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+    assert {(entry.member, entry.part) for entry in predictions.members} == {
+        (member, part) for member in range(3) for part in Part
+    }
+    for entry in predictions.members:
+        stores = [TileStore(Output(desk.folder / "out"), slide) for slide in entry.slide_ids]
+        logits = bag_logits(ensemble.members[entry.member], [read_bag(store, KEY) for store in stores])
+        assert (entry.logits == logits).all()
+
+
+def test_each_slide_is_tested_once_and_no_patient_is_on_two_sides(desk: Desk) -> None:
+    desk.train()
+    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+    tested = [slide for entry in predictions.of(Part.TEST) for slide in entry.slide_ids]
+    assert sorted(tested) == sorted(f"s{i}" for i in range(12))
+    parts = (predictions.of(Part.VALIDATION), predictions.of(Part.TEST))
+    for validation, test in zip(*parts, strict=True):
+        assert not set(validation.patients) & set(test.patients)
+    assert all(entry.slide_ids == EXTERNAL for entry in predictions.of(Part.EXTERNAL))
+    folds = {row["slide_id"]: row["fold"] for row in desk.rows("model", "splits.csv")}
+    assert folds == {
+        s: str(e.member) for e in predictions.of(Part.TEST) for s in e.slide_ids
+    } | dict.fromkeys(EXTERNAL, "")
+
+
+def test_a_member_knows_nothing_of_the_slides_that_it_is_tested_on(desk: Desk) -> None:
+    """Other features of one slide: who is tested on it does not change by a bit, who learned from it does."""
+    fold_of = [(i // 4) % 3 for i in range(12)]
+    lines = [f"s{i},{'tumour' if i % 2 else 'normal'},{fold_of[i]}\n" for i in range(12)]
+    desk.write("slide_id,label,fold\n" + "".join(lines))
+    recipe = replace(RECIPE, folds=None)
+    before = desk.train("a/model", recipe)
+    assert [row["fold"] for row in desk.rows("a/model", "splits.csv")] == list(map(str, fold_of))
+    encode(TileStore(Output(desk.folder / "out"), "s4"), 9 + features_of(99))  # in fold 1
+    after = desk.train("b/model", recipe)
+    assert before.members[1] == after.members[1]
+    assert before.members[2] != after.members[2]
+    encode(TileStore(Output(desk.folder / "out"), "s12"), 9 + features_of(99))  # not in the table
+    assert desk.train("c/model", recipe).members == after.members
+
+
+def test_temperatures_come_from_validation_and_the_rule_from_test_slides(desk: Desk) -> None:
+    model = desk.train()
+    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+    assert model.calibration is not None
+    temperatures = tuple(fit_temperature(e.logits, e.labels) for e in predictions.of(Part.VALIDATION))
+    assert model.calibration.temperatures == temperatures
+    worst: dict[str, float] = {}
+    for entry, temperature in zip(predictions.of(Part.TEST), temperatures, strict=True):
+        judged = probabilities(entry.logits, temperature)[np.arange(len(entry.labels)), entry.labels]
+        for patient, p in zip(entry.patients, judged, strict=True):
+            worst[patient] = max(worst.get(patient, 0.0), 1 - p)
+    assert len(worst) == 6  # fewer than the nine that an error of a tenth needs
+    assert model.calibration.conformal.quantiles == (float("inf"),)
+    loose = desk.train("loose", replace(RECIPE, alpha=0.5))
+    assert loose.calibration is not None
+    assert loose.calibration.conformal.quantiles[0] == pytest.approx(sorted(worst.values())[3])
+
+
+def test_the_figures_are_those_of_the_predictions(desk: Desk) -> None:
+    model = desk.train()
+    figures = json.loads(desk.files("model")["metrics.json"])
+    assert figures == model.training["figures"]
+    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+    aurocs, accuracies, external = [], [], []
+    temperatures = model.calibration.temperatures if model.calibration else ()
+    for entry in predictions.of(Part.TEST):
+        judged = probabilities(entry.logits, temperatures[entry.member])
+        aurocs.append(macro_auroc(entry.labels, judged))
+        accuracies.append(balanced_accuracy(entry.labels, judged))
+    out_of_fold = figures["out_of_fold"]
+    assert out_of_fold["auroc"] == {"folds": aurocs, "mean": pytest.approx(np.mean(aurocs))}
+    assert out_of_fold["balanced_accuracy"]["folds"] == accuracies
+    for entry in predictions.of(Part.EXTERNAL):
+        external.append(probabilities(entry.logits, temperatures[entry.member]))
+    together = np.mean(external, axis=0)
+    assert figures["external"]["auroc"] == macro_auroc(entry.labels, together)
+    assert figures["external"]["slides"] == 2
+
+
+def test_the_history_is_of_every_epoch_and_its_picture_is_one(desk: Desk) -> None:
+    model = desk.train()
+    rows = desk.rows("model", "history.csv")
+    assert [(row["member"], row["epoch"]) for row in rows] == [(m, e) for m in "012" for e in "123"]
+    kept = {row["member"]: int(row["epoch"]) for row in rows if row["kept"] == "1"}
+    assert kept == {str(i): member["kept_epoch"] for i, member in enumerate(model.training["members"])}
+    picture = desk.files("model")["learning-curve.png"]
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+
+
+def test_without_folds_there_is_one_head_and_nothing_calibrated(desk: Desk) -> None:
+    model = desk.train("model", replace(RECIPE, folds=0))
+    assert len(model.members) == 1
+    assert model.calibration is None
+    assert model.training["figures"]["out_of_fold"] is None
+    assert model.training["figures"]["external"]["slides"] == 2
+    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+    assert [(entry.part, len(entry.labels)) for entry in predictions.members] == [(Part.EXTERNAL, 2)]
+    kept = [row["epoch"] for row in desk.rows("model", "history.csv") if row["kept"] == "1"]
+    assert kept == ["3"]
+
+
+def test_three_classes_and_slides_without_a_label(desk: Desk) -> None:
+    lines = [f"s{i},{'abc'[i % 3]},p{i}\n" for i in range(12)]
+    desk.write("slide_id,label,patient\n" + "".join(lines))
+    model = desk.train()
+    assert model.classes == ("a", "b", "c")
+    assert model.training["slides_without_label"] == 2
+    assert load_model(desk.folder / "model")[1].classes == 3
+
+
+# The command line ------------------------------------------------------------------------------------------
+
+
+def test_the_options_in_the_card_ask_for_the_same_study() -> None:
+    training = TrainingRecipe(
+        head="clam_mb",
+        settings={"hidden": 32, "dropout": 0.5, "adaptor.reduction": 4},
+        adaptor="channel_attention",
+        loss=Focal(gamma=1.5),
+        balance_classes=False,
+        epochs=7,
+        learning_rate=3e-5,
+        weight_decay=0.0,
+        warm_up=0.25,
+        patience=0,
+        metric=Metric.BALANCED_ACCURACY,
+        bags_per_step=3,
+        tiles_per_bag=0,
+        instance_dropout=0.1,
+        feature_noise=0.2,
+        seed=2**63 - 1,
+    )
+    asked = StudyRecipe(
+        encoder="uni", contexts=(1.0, 2.5), folds=4, training=training, alpha=0.2, gate=study.Gate(0.9)
+    )
+    for recipe in (asked, StudyRecipe(encoder="toy"), RECIPE):
+        words = ["train", "out", "--labels", "l", "-m", "m", *study.training_options(recipe)]
+        assert study_recipe(cli.build_parser().parse_args(words)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        ("--folds", study.FOLDS),
+        ("--alpha", StudyRecipe(encoder="toy").alpha),
+        ("--threshold", StudyRecipe(encoder="toy").gate.threshold),
+        ("--metric", TrainingRecipe().metric.value),
+        ("--loss", TrainingRecipe().loss.as_json()["name"]),
+        ("--focal-gamma", Focal().gamma),
+        *(
+            (f"--{name.replace('_', '-')}", getattr(TrainingRecipe(), name))
+            for name in (
+                "learning_rate", "weight_decay", "warm_up", "patience", "bags_per_step", "tiles_per_bag",
+                "instance_dropout", "feature_noise",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_help_states_the_library_s_own_default(option: str, default: object) -> None:
+    parser = cli.build_parser()
+    command = next(a for a in parser._actions if a.choices and "train" in a.choices).choices["train"]  # type: ignore[index]
+    action = command._option_string_actions[option]
+    assert f"(default {default})" in action.help
+    assert action.default is None
+
+
+def words(desk: Desk, *more: str) -> list[str]:
+    given = [str(desk.folder / "out"), "--labels", str(desk.labels), "-m", str(desk.folder / "model")]
+    return ["train", *given, "--encoder", KEY, "--folds", "3", "--epochs", "2", "--set", "hidden=8", *more]
+
+
+def test_training_and_predicting_by_commands(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words(desk, "--json")) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["slides"] == 12
+    assert set(said["figures"]) == {"out_of_fold", "external"}
+    assert cli.main(["predict", str(desk.folder / "out"), "-m", str(desk.folder / "model"), "--json"]) == 0
+    outcomes = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(outcomes) == SLIDES
+    for outcome in outcomes:
+        assert outcome["calibrated"] is True
+        assert outcome["decision"]["status"] == "review required"  # no class can be ruled out by six patients
+        assert set(outcome["spread"]) == {"normal", "tumour"}
+    assert cli.main(words(desk)) == 2  # the folder is taken
+    assert "a model is there already" in capsys.readouterr().err
+
+
+def test_spelling_of_the_table_changes_nothing_but_its_copy(desk: Desk) -> None:
+    desk.train("a/model")
+    desk.labels.write_bytes(
+        b"\xef\xbb\xbf" + TABLE.replace("\n", "\r\n").replace(",", " , ").encode() + b"\r\n,,,\r\n"
+    )
+    desk.train("b/model")
+    assert desk.files("a/model") == desk.files("b/model")
+
+
+def table(header: str, *lines: str) -> str:
+    return "\n".join([header, *lines, ""])
+
+
+FOLDS = "slide_id,label,fold"
+REFUSED = [
+    ("slide_id,label,patient,split\n", "holds no slides"),
+    (TABLE.replace("s3,tumour", "s3,"), "line 5 has no label"),
+    (
+        TABLE.replace("s3,", "nobody,").replace("s4,", "s4.svs,"),
+        r"names 2 slides with no tiles .*: nobody, s4\.svs.*'s4'",
+    ),
+    (TABLE.replace("tumour", "normal"), "one label"),
+    (TABLE.replace("p0-0,train", "p0-3,train"), "patient 'p0-3' in both train and test"),
+    (TABLE.replace("tumour", "Normal"), "spells one label in two ways"),
+    (TABLE.replace("p1-1", "p1-0").replace("p1-2", "p1-0"), r"class 'tumour' has 1 patient .*3 folds"),
+    (
+        table("slide_id,label,patient,fold", "s0,a,p,0", "s1,b,q,1", "s2,a,p,2"),
+        r"patient 'p' in two folds, 0 and 2 \(lines 2, 4\)",
+    ),
+    (table(FOLDS, "s0,a,0", "s1,b,1", "s2,a,3"), "no slide in fold 2"),
+    (table(FOLDS, "s0,a,0", "s1,b,1", "s2,a,"), r"no fold to some slides \(line 4\)"),
+    (table(FOLDS, "s0,a,0", "s1,b,one"), "line 3 has fold 'one'"),
+    (
+        table("slide_id,label,split,fold", "s0,a,train,0", "s1,b,train,1", "s2,a,test,2"),
+        r"fold to slides for testing \(line 4\)",
+    ),
+    (table(FOLDS, *(f"s{i},{'ab'[i % 2]},{i // 2}" for i in range(8))), "has 4 folds of its own, and 3"),
+    (
+        table(FOLDS, "s0,a,0", "s1,b,0", "s2,a,1", "s3,a,2"),
+        "member 0 of 3 would have no slide of class 'b'",
+    ),
+]
 
 
 @pytest.fixture
@@ -44,43 +387,96 @@ def no_fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def forbidden(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("it was trained")
 
-    return lambda: monkeypatch.setattr(study, "fit", forbidden)
+    return lambda: monkeypatch.setattr(members, "fit", forbidden)
 
 
-def test_a_model_is_published_with_how_it_was_trained(train: Callable[[Path], Any], tmp_path: Path) -> None:
-    model = train(tmp_path / "model")
-    assert model == load_model(tmp_path / "model")[0]
-    assert model.name == "model"
-    assert model.classes == ("normal", "tumour")
-    assert model.training["slides"] == ["s0", "s1", "s2"]
-    assert model.training["tiles"] == 33
+def test_a_table_that_would_spoil_the_study_is_refused_by_name_before_any_work(
+    desk: Desk, no_fit: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_fit()
+    before = sorted(desk.folder.rglob("*"))
+    for content, reason in REFUSED:
+        desk.write(content)
+        assert cli.main(words(desk)) == 2, content
+        error = capsys.readouterr().err
+        with pytest.raises(UsageError, match=reason):
+            raise UsageError(error)
+        assert f"ERROR {desk.labels}" in error
+        assert sorted(desk.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--folds", "2"], "2 folds are too few"),
+        (["--folds", "9"], r"class 'normal' has 3 patients .*Use --folds 3"),
+        (["--head", "wizard"], "no head 'wizard'"),
+        (["--set", "depth=3"], "does not take these settings"),
+        (["--set", "hidden"], "--set is 'hidden'"),
+        (["--adaptor", "spectacles"], "no adaptor 'spectacles'"),
+        (["--focal-gamma", "1"], "--focal-gamma belongs to another loss"),
+        (["--loss", "focal", "--focal-gamma", "-1"], "gamma is -1"),
+        (["--context-mpp", "2"], r"with no features/toy@2"),
+        (["--device", "abacus"], "no device 'abacus'"),
+        (["--memory", "-1"], "--memory is -1"),
+        (["--alpha", "1.5"], "alpha is 1.5"),
+        (["--threshold", "2"], "threshold is 2"),
+        (["--encoder", "uni"], "no features/uni"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_any_work(
+    desk: Desk, no_fit: Callable[[], None], more: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_fit()
+    before = sorted(desk.folder.rglob("*"))
+    assert cli.main(words(desk, *more)) == 2
+    with pytest.raises(UsageError, match=reason):
+        raise UsageError(capsys.readouterr().err)
+    assert sorted(desk.folder.rglob("*")) == before
 
 
 def test_a_folder_that_cannot_be_a_model_s_is_refused_before_training(
-    train: Callable[[Path], Any], no_fit: Callable[[], None], tmp_path: Path
+    desk: Desk, no_fit: Callable[[], None]
 ) -> None:
-    train(tmp_path / "model")
-    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    desk.train()
+    before = desk.files("model")
     no_fit()
     with pytest.raises(RecipeError, match="a model is there already"):
-        train(tmp_path / "model")
-    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+        desk.train()
+    assert desk.files("model") == before
     with pytest.raises(UsageError, match=r"'zarr\.json' cannot be a model's name"):
-        train(tmp_path / "zarr.json")
-    assert not (tmp_path / "zarr.json").exists()
+        desk.train("zarr.json")
+    assert not (desk.folder / "zarr.json").exists()
+
+
+def test_a_study_that_was_killed_is_made_anew_with_the_same_bytes(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.train("a/model")
+    draw = study.draw_learning_curve
+
+    def die(*arguments: Any, **keywords: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "draw_learning_curve", die)
+    with pytest.raises(KeyboardInterrupt):
+        desk.train("b/model")
+    assert not (desk.folder / "b" / "model").exists()
+    monkeypatch.setattr(study, "draw_learning_curve", draw)
+    desk.train("b/model")
+    assert desk.files("a/model") == desk.files("b/model")
 
 
 def test_slides_that_were_not_made_alike_are_refused_before_training(
-    train: Callable[[Path], Any],
-    no_fit: Callable[[], None],
-    tmp_path: Path,
-    make_store: MakeStore,
-    tiny_encoder: Encoder,
+    desk: Desk, no_fit: Callable[[], None], make_store: MakeStore
 ) -> None:
-    odd = make_store("odd", stain=None)
-    encode_slide(odd, tiny_encoder, precision=Precision.FP32)
-    with (tmp_path / "labels.csv").open("a") as table:
-        table.write("odd,tumour\n")
+    encode(make_store("odd", stain=None), features_of(1))
+    desk.write(TABLE + "odd,tumour,px,train\n")
     no_fit()
     with pytest.raises(UsageError, match="'odd' and 's0' were not made alike"):
-        train(tmp_path / "model")
+        desk.train()
+    shutil.rmtree(desk.folder / "out" / "slides" / "odd")
+    encode(TileStore(Output(desk.folder / "out"), "s13"), features_of(13), weights="others")
+    desk.write(TABLE)
+    with pytest.raises(UsageError, match="'s13' and 's0' were not made alike"):
+        desk.train()  # slides for testing too
