@@ -1,8 +1,9 @@
 """Compiled encoders: the same network, its steps fused by torch's compiler. On request, for long runs.
 
-Compiling takes a minute or more, once a process and for each new size of batch. Fused steps round at other
-places, so the last bits of a feature change, as they do with the size of a batch: it is no part of the
-recipe, and is said in the record of the features.
+Compiling takes minutes, once a process and for each new size of batch. Fused steps round at other places. In
+fp32 the last bit of a feature may change, as it may with the size of a batch; in bf16 features change about as
+much as bf16 itself changes them. Slides of either precision may be mixed, so this is no part of the recipe
+either: the record of the features says it.
 """
 
 from __future__ import annotations
