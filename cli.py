@@ -21,10 +21,10 @@ from mil.arguments import (
     add_model,
     add_network,
     add_training,
-    assessment_settings,
     encoding,
     memory_bytes,
     study_recipe,
+    wanted_assessment,
 )
 from tiling.arguments import (
     add_export,
@@ -196,7 +196,7 @@ def evaluate(arguments: Arguments) -> int:
             output=Output(arguments.out) if arguments.out else None,
             labels=arguments.labels,
             against=arguments.against,
-            settings=assessment_settings(arguments),
+            wanted=wanted_assessment(arguments),
             overwrite=arguments.overwrite,
             report=progress,
         )

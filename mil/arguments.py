@@ -13,7 +13,7 @@ from tiling.arguments import given
 from wsi.errors import UsageError
 
 if TYPE_CHECKING:
-    from mil.assessment.settings import AssessmentSettings
+    from mil.assessment.settings import Wanted
     from mil.study import StudyRecipe
     from tiling.pipeline import Step
 
@@ -68,8 +68,12 @@ def add_evaluation(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--report", type=Path, help="folder (default MODEL-evaluation)")
     parser.add_argument("--against", metavar="MODEL", type=Path, help="another model, on the same slides")
     parser.add_argument("--explain", action="store_true", help="measure how true explanations are")
-    parser.add_argument("--alpha", type=float, help="errors that conformal sets may make (default 0.1)")
-    parser.add_argument("--threshold", type=float, help="least confidence to confirm a slide (default 0.8)")
+    parser.add_argument(
+        "--alpha", type=float, help="errors that conformal sets may make (default: as trained)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="least confidence to confirm a slide (default: as trained)"
+    )
     parser.add_argument("--resamples", type=int, help="of patients, for intervals (default 2000)")
     parser.add_argument("--seed", type=int, help="of all draws (default 0)")
     parser.add_argument(
@@ -77,18 +81,16 @@ def add_evaluation(parser: ArgumentParser) -> None:
     )
 
 
-def assessment_settings(arguments: Namespace) -> AssessmentSettings:
-    """What `add_evaluation` asks for; defaults are those of the settings."""
-    from mil.assessment.settings import AssessmentSettings
+def wanted_assessment(arguments: Namespace) -> Wanted:
+    """What `add_evaluation` asks for; defaults are the model's own, and those of the settings."""
+    from mil.assessment.settings import Wanted
     from mil.evaluation.bootstrap import Resampling
-    from mil.gate import Gate
 
     draws = {"count": arguments.resamples, "seed": arguments.seed}
-    return AssessmentSettings(
-        gate=Gate(**given(arguments, "threshold")),
+    return Wanted(
         resampling=Resampling(**{name: value for name, value in draws.items() if value is not None}),
         explain=arguments.explain,
-        **given(arguments, "alpha", "mc_dropout"),
+        **given(arguments, "alpha", "threshold", "mc_dropout"),
     )
 
 

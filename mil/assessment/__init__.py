@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mil.assessment.calibrating import Calibrations, MemberCalibration, calibrate
-from mil.assessment.settings import AssessmentSettings
+from mil.assessment.settings import AssessmentSettings, Wanted
 
-__all__ = ["AssessmentSettings", "Calibrations", "MemberCalibration", "calibrate"]
+__all__ = ["AssessmentSettings", "Calibrations", "MemberCalibration", "Wanted", "calibrate"]

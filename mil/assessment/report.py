@@ -37,7 +37,7 @@ from mil.assessment.judging import (
     open_slides,
 )
 from mil.assessment.pictures import draw
-from mil.assessment.settings import AssessmentSettings
+from mil.assessment.settings import AssessmentSettings, Wanted
 from mil.assessment.tables import slides_csv
 from mil.checkpoint import Model, load_model
 from mil.ensemble import Ensemble
@@ -88,7 +88,7 @@ def evaluate_model(
     output: Output | None = None,
     labels: Path | None = None,
     against: Path | None = None,
-    settings: AssessmentSettings | None = None,
+    wanted: Wanted | None = None,
     overwrite: bool = False,
     report: Report | None = None,
 ) -> Assessment:
@@ -108,7 +108,7 @@ def evaluate_model(
         else all. None to evaluate what training held out.
     against
         Folder of another model, to compare with on the same slides.
-    settings
+    wanted
         How.
     overwrite
         Replace a report that was made otherwise.
@@ -125,12 +125,16 @@ def evaluate_model(
     OutputError
         See `wsi.errors`.
     """
-    settings = settings or AssessmentSettings()
-    if output is None and (labels or settings.explain):
+    wanted = wanted or Wanted()
+    if output is None and (labels or wanted.explain):
         raise UsageError(
             "no output was given, and --labels and --explain need features", action="Give OUT, as to 'train'"
         )
-    trained = [_read(path, settings) for path in (model, against) if path]
+    loaded = [load_model(path) for path in (model, against) if path]
+    settings = wanted.for_model(loaded[0][0].calibration)
+    trained = [
+        _read(path, *one, settings) for path, one in zip(filter(None, (model, against)), loaded, strict=True)
+    ]
     table = read_labels(labels) if labels else None
     features = [_open(output, table, one) for one in trained]
     recipe = _recipe(trained, table, features, settings)
@@ -156,8 +160,7 @@ def evaluate_model(
     return Assessment(folder, content, made=True)
 
 
-def _read(folder: Path, settings: AssessmentSettings) -> _Trained:
-    model, ensemble = load_model(folder)
+def _read(folder: Path, model: Model, ensemble: Ensemble, settings: AssessmentSettings) -> _Trained:
     path = folder / PREDICTIONS_FILE
     predictions = read_predictions(path) if path.exists() else None
     if predictions is None:

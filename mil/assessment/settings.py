@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mil.checkpoint import Calibration
 from mil.evaluation.bootstrap import Resampling
 from mil.gate import Gate
 from mil.uncertainty import PASSES
@@ -49,3 +50,37 @@ class AssessmentSettings:
     def as_json(self) -> dict[str, Any]:
         """For the report, and to tell whether another run would give another one."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a user asks for; None for what the model was trained for."""
+
+    alpha: float | None = None
+    """See `AssessmentSettings`; None for that of the model's own conformal rule."""
+    threshold: float | None = None
+    """Of the gate; None for that of the model's own."""
+    resampling: Resampling = field(default_factory=Resampling)
+    """See `AssessmentSettings`, as all that follows."""
+    mc_dropout: int = PASSES
+    """Passes with dropout left on."""
+    explain: bool = False
+    """Whether explanations are measured too."""
+
+    def for_model(self, calibration: Calibration | None) -> AssessmentSettings:
+        """The settings for a model with this calibration; the usual ones where it has none.
+
+        Raises
+        ------
+        UsageError
+            A number out of range.
+        """
+        usual = AssessmentSettings()
+        own = (calibration.conformal.alpha, calibration.gate) if calibration else (usual.alpha, usual.gate)
+        return AssessmentSettings(
+            alpha=own[0] if self.alpha is None else self.alpha,
+            gate=own[1] if self.threshold is None else Gate(self.threshold),
+            resampling=self.resampling,
+            mc_dropout=self.mc_dropout,
+            explain=self.explain,
+        )

@@ -17,9 +17,12 @@ from mil.assessment.cohort import Cohort, external, out_of_fold
 from mil.assessment.comparison import compare_cohorts
 from mil.assessment.findings import find
 from mil.assessment.pictures import draw
-from mil.assessment.settings import AssessmentSettings
+from mil.assessment.settings import AssessmentSettings, Wanted
 from mil.assessment.tables import SHOWN, comparison_summary, slides_csv, summary
+from mil.checkpoint import Calibration
+from mil.conformal import ConformalRule
 from mil.evaluation.bootstrap import Resampling
+from mil.gate import Gate
 from mil.predictions import Predictions
 from tiling.commit import canonical
 from wsi.errors import UsageError
@@ -204,3 +207,14 @@ def test_the_law_of_coverage_is_given_beside_the_rules() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         AssessmentSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        Wanted(**wrong).for_model(None)  # type: ignore[arg-type]
+
+
+def test_what_is_not_asked_for_is_as_the_model_was_trained() -> None:
+    trained = Calibration((1.0,), ConformalRule(0.2, (0.5,)), Gate(0.9))
+    assert Wanted().for_model(None) == AssessmentSettings()
+    own = Wanted().for_model(trained)
+    assert (own.alpha, own.gate.threshold) == (0.2, 0.9)
+    asked = Wanted(alpha=0.05, threshold=0.0, explain=True).for_model(trained)
+    assert (asked.alpha, asked.gate.threshold, asked.explain) == (0.05, 0.0, True)

@@ -17,7 +17,7 @@ from torch import nn
 from mil.assessment import report as module
 from mil.assessment.judging import Slides
 from mil.assessment.report import default_folder, evaluate_model
-from mil.assessment.settings import AssessmentSettings
+from mil.assessment.settings import Wanted
 from mil.bags import Bag
 from mil.checkpoint import Model, load_model
 from mil.device import Precision
@@ -36,7 +36,7 @@ from wsi.errors import RecipeError, UsageError
 MakeStudy = Callable[..., Predictions]
 MakeModel = Callable[..., Path]
 MakeStore = Callable[..., TileStore]
-QUICK = AssessmentSettings(resampling=Resampling(100), mc_dropout=3)
+QUICK = Wanted(resampling=Resampling(100), mc_dropout=3)
 KEY = "timm-test_vit"
 
 
@@ -93,7 +93,7 @@ def test_a_report_holds_all_files_and_says_what_the_terminal_says(
     make_study: MakeStudy, make_model: MakeModel, tmp_path: Path
 ) -> None:
     model = make_model(make_study(60, external=20))
-    found = evaluate_model(model, tmp_path / "report", settings=QUICK)
+    found = evaluate_model(model, tmp_path / "report", wanted=QUICK)
     assert found.made
     assert json.loads((found.folder / "metrics.json").read_bytes()) == json.loads(json.dumps(found.content))
     names = {path.name for path in found.folder.iterdir()}
@@ -114,11 +114,11 @@ def test_two_reports_have_the_same_bytes_and_a_third_is_not_made(
     make_study: MakeStudy, make_model: MakeModel, tmp_path: Path
 ) -> None:
     model = make_model(make_study(40))
-    first = evaluate_model(model, tmp_path / "first", settings=QUICK)
-    second = evaluate_model(model, tmp_path / "second", settings=QUICK)
+    first = evaluate_model(model, tmp_path / "first", wanted=QUICK)
+    second = evaluate_model(model, tmp_path / "second", wanted=QUICK)
     for path in first.folder.iterdir():
         assert path.read_bytes() == (second.folder / path.name).read_bytes(), path.name
-    again = evaluate_model(model, tmp_path / "first", settings=QUICK)
+    again = evaluate_model(model, tmp_path / "first", wanted=QUICK)
     assert not again.made
     assert again.content == json.loads(json.dumps(first.content))
 
@@ -128,21 +128,21 @@ def test_another_report_is_replaced_only_if_asked_and_anything_else_never(
     make_study: MakeStudy, make_model: MakeModel, tmp_path: Path
 ) -> None:
     model, folder = make_model(make_study(40)), tmp_path / "report"
-    evaluate_model(model, folder, settings=QUICK)
+    evaluate_model(model, folder, wanted=QUICK)
     other = replace(QUICK, alpha=0.2)
     with pytest.raises(RecipeError, match="made with another settings"):
-        evaluate_model(model, folder, settings=other)
-    assert evaluate_model(model, folder, settings=other, overwrite=True).made
+        evaluate_model(model, folder, wanted=other)
+    assert evaluate_model(model, folder, wanted=other, overwrite=True).made
     assert load_commit(folder).recipe["settings"]["alpha"] == 0.2
     (folder / "roc.png").write_bytes(b"damaged")
-    assert evaluate_model(model, folder, settings=other).made
+    assert evaluate_model(model, folder, wanted=other).made
     assert (folder / "roc.png").read_bytes() == b"picture"
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
     for place in (precious, precious / "thesis.txt", model):
         with pytest.raises(RecipeError, match="not a report"):
-            evaluate_model(model, place, settings=QUICK, overwrite=True)
+            evaluate_model(model, place, wanted=QUICK, overwrite=True)
     assert (precious / "thesis.txt").read_text() == "years of work"
     assert default_folder(model) == tmp_path.resolve() / "model-evaluation"
 
@@ -157,7 +157,7 @@ def test_another_model_is_compared_on_the_same_slides(
         replace(m, logits=m.logits + rng.normal(scale=5, size=m.logits.shape)) for m in study.members
     )
     first, second = make_model(study), make_model(replace(study, members=noisy), "noisy", seed=1)
-    found = evaluate_model(first, tmp_path / "report", against=second, settings=QUICK)
+    found = evaluate_model(first, tmp_path / "report", against=second, wanted=QUICK)
     test = found.content["against"]["cohorts"]["out-of-fold test slides"]["delong"]["kind 1"]
     assert test["difference"] < 0
     assert found.content["against"]["model"]["name"] == "noisy"
@@ -165,10 +165,10 @@ def test_another_model_is_compared_on_the_same_slides(
 
 def test_a_model_without_predictions_is_told_what_it_needs(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="kept no predictions"):
-        evaluate_model(make_model(None, members=1), tmp_path / "report", settings=QUICK)
+        evaluate_model(make_model(None, members=1), tmp_path / "report", wanted=QUICK)
     with pytest.raises(UsageError, match="no output was given"):
         evaluate_model(
-            make_model(None, "other"), tmp_path / "report", labels=tmp_path / "labels.csv", settings=QUICK
+            make_model(None, "other"), tmp_path / "report", labels=tmp_path / "labels.csv", wanted=QUICK
         )
 
 
@@ -178,7 +178,7 @@ def test_a_new_cohort_on_disk_is_judged_by_the_whole_ensemble(
 ) -> None:
     recipe = FeatureRecipe.of(TileStore(fresh, "fresh-12"), KEY)
     trained, labels = make_model(make_study(12), features=recipe), table(tmp_path, FRESH)
-    found = evaluate_model(trained, tmp_path / "report", output=fresh, labels=labels, settings=QUICK)
+    found = evaluate_model(trained, tmp_path / "report", output=fresh, labels=labels, wanted=QUICK)
     content = found.content["cohorts"]["slides of another cohort"]
     assert content["slides"]["all"] == {"slides": 4, "patients": 3}
     assert content["uncertainty"]["mc_dropout"]["deviation"]["all"]["mean"] > 0
@@ -193,11 +193,11 @@ def test_a_new_cohort_on_disk_is_judged_by_the_whole_ensemble(
     assert model.classes == ("kind 0", "kind 1")
     labels = table(tmp_path, FRESH + "nowhere,kind 0,p8\n")
     with pytest.raises(UsageError, match="1 slides have no features by 'timm-test_vit': nowhere"):
-        evaluate_model(trained, tmp_path / "other", output=fresh, labels=labels, settings=QUICK)
+        evaluate_model(trained, tmp_path / "other", output=fresh, labels=labels, wanted=QUICK)
     stranger = make_model(make_study(12), "stranger")  # for features of other slides
     with pytest.raises(UsageError, match="does not fit model 'stranger'"):
         evaluate_model(
-            stranger, tmp_path / "other", output=fresh, labels=table(tmp_path, FRESH), settings=QUICK
+            stranger, tmp_path / "other", output=fresh, labels=table(tmp_path, FRESH), wanted=QUICK
         )
 
 
@@ -207,7 +207,7 @@ def test_slides_and_patients_that_were_learnt_from_are_refused_by_name(
 ) -> None:
     def evaluate(text: str) -> None:
         labels = table(tmp_path, text)
-        evaluate_model(trained, tmp_path / "report", output=slides, labels=labels, settings=QUICK)
+        evaluate_model(trained, tmp_path / "report", output=slides, labels=labels, wanted=QUICK)
 
     with pytest.raises(UsageError, match="slides that the model learnt from: slide-3"):
         evaluate(FRESH + "slide-3,kind 0,p9\n")
@@ -242,7 +242,7 @@ def test_no_head_is_ever_judged_in_training_mode_and_dropout_alone_is_on_for_its
     monkeypatch.setattr(module, "load_model", in_training_mode)
     state = torch.random.get_rng_state()
     for number, labels in enumerate((None, table(tmp_path, FRESH))):
-        evaluate_model(trained, tmp_path / f"report-{number}", output=slides, labels=labels, settings=QUICK)
+        evaluate_model(trained, tmp_path / f"report-{number}", output=slides, labels=labels, wanted=QUICK)
     assert torch.equal(torch.random.get_rng_state(), state)
     judged = [on for on, gradients in seen if not on and not gradients]
     wavering = [on for on, gradients in seen if on and not gradients]
@@ -256,9 +256,9 @@ def test_no_head_is_ever_judged_in_training_mode_and_dropout_alone_is_on_for_its
 def test_dropout_may_be_left_out_and_without_features_it_is_unknown(
     trained: Path, slides: Output, tmp_path: Path
 ) -> None:
-    quiet = evaluate_model(trained, tmp_path / "a", output=slides, settings=replace(QUICK, mc_dropout=0))
-    bare = evaluate_model(trained, tmp_path / "b", settings=QUICK)
-    full = evaluate_model(trained, tmp_path / "c", output=slides, settings=QUICK)
+    quiet = evaluate_model(trained, tmp_path / "a", output=slides, wanted=replace(QUICK, mc_dropout=0))
+    bare = evaluate_model(trained, tmp_path / "b", wanted=QUICK)
+    full = evaluate_model(trained, tmp_path / "c", output=slides, wanted=QUICK)
     key = "out-of-fold test slides"
     found = [one.content["cohorts"][key]["uncertainty"]["mc_dropout"] for one in (quiet, bare, full)]
     assert found[:2] == [None, None]
@@ -270,8 +270,8 @@ def test_dropout_may_be_left_out_and_without_features_it_is_unknown(
 def test_explanations_are_measured_on_the_member_that_was_tested(
     trained: Path, slides: Output, tmp_path: Path
 ) -> None:
-    settings = replace(QUICK, explain=True, mc_dropout=0)
-    found = evaluate_model(trained, tmp_path / "report", output=slides, settings=settings)
+    wanted = replace(QUICK, explain=True, mc_dropout=0)
+    found = evaluate_model(trained, tmp_path / "report", output=slides, wanted=wanted)
     told = json.loads((found.folder / "metrics.json").read_bytes())["explanations"]
     assert told["offered"] == 12
     assert {"attention", "random", "integrated_gradients"} <= set(told["methods"])
@@ -284,4 +284,4 @@ def test_members_validation_is_not_evaluated(
     study = make_study(40)
     only = Predictions(study.classes, study.of(Part.VALIDATION))
     with pytest.raises(UsageError, match="kept no predictions of slides that were held out"):
-        evaluate_model(make_model(only), tmp_path / "report", settings=QUICK)
+        evaluate_model(make_model(only), tmp_path / "report", wanted=QUICK)
