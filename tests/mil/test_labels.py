@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mil.labels import LabelTable, Split, read_labels
+from mil.labels import LabelTable, Split, labels_to_csv, read_labels
 from wsi.errors import UsageError
 
 GOOD = "slide_id,label,patient,split\n007,tumour,p1,train\ns2,normal,p2,train\ns3,normal,p3,test\n"
@@ -86,6 +86,19 @@ def test_columns_come_in_any_order_and_others_are_ignored(tmp_path: Path) -> Non
         (f"slide_id,label\ns1,a\ns2,{'é' * 51}\n", r"longer than 100 bytes \(line 3\)"),
         ("slide_id,label\né,a\ns2,b\ne\u0301,a\n", r"slide 'é' more than once \(lines 2, 4\)"),
         ('slide_id,label\ns1,"a\n', "is not CSV"),
+        ("slide_id,label,fold\ns1,a,0\ns2,b,-1\n", "line 3 has fold '-1'"),
+        ("slide_id,label,fold\ns1,a,0\ns2,b,1.0\n", "line 3 has fold '1.0'"),
+        ("slide_id,label,fold\ns1,a,0\ns2,b,99999\n", "line 3 has fold '99999'"),
+        ("slide_id,label,fold\ns1,a,1\ns2,b,2\n", "no slide in fold 0"),
+        ("slide_id,label,fold\ns1,a,0\ns2,b,\n", r"no fold to some slides \(line 3\)"),
+        (
+            "slide_id,label,patient,fold\ns1,a,p,0\ns2,b,q,0\ns3,a,p,1\n",
+            r"patient 'p' in two folds, 0 and 1 \(lines 2, 4\)",
+        ),
+        (
+            "slide_id,label,split,fold\ns1,a,train,0\ns2,b,train,1\ns3,a,test,1\n",
+            r"gives a fold to slides for testing \(line 4\)",
+        ),
         (b"slide_id,label\ns1,\xff\n", "not UTF-8 text"),
     ],
 )
@@ -113,3 +126,27 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 def test_one_patient_may_have_several_slides_on_one_side(tmp_path: Path) -> None:
     rows = "slide_id,label,patient,split\ns1,a,p,train\ns2,b,p,train\ns3,a,q,test\n"
     assert len(read(tmp_path, rows).rows) == 3
+
+
+def test_folds_are_read_and_left_to_the_program_where_blank(tmp_path: Path) -> None:
+    table = read(tmp_path, "slide_id,label,split,fold\ns1,a,train,1\ns2,b,train,0\ns3,a,test,\n")
+    assert [row.fold for row in table.rows] == [1, 0, None]
+    assert table.folds == 2
+    for content in (GOOD, "slide_id,label,fold\ns1,a,\ns2,b, \n"):
+        assert read(tmp_path, content).folds == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        'slide_id,label\n"a,1",x\nb,y\n',
+        "slide_id,label,split,fold\ns1,a,train,1\ns2,b,train,0\ns3,a,test,\n",
+        "slide_id,label,fold\ns1,a,\ns2,b,\n",
+    ],
+)
+def test_a_table_is_written_as_it_was_read(tmp_path: Path, content: str) -> None:
+    table = read(tmp_path, content)
+    again = read(tmp_path, labels_to_csv(table))
+    assert again == table
+    assert labels_to_csv(again) == labels_to_csv(table)
