@@ -1,9 +1,9 @@
 """Compiled encoders: the same network, its steps fused by torch's compiler. On request, for long runs.
 
-Compiling takes minutes, once a process and for each new size of batch. Fused steps round at other places. In
-fp32 the last bit of a feature may change, as it may with the size of a batch; in bf16 features change about as
-much as bf16 itself changes them. Slides of either precision may be mixed, so this is no part of the recipe
-either: the record of the features says it.
+Compiling takes minutes, once a process and for each new size of batch. Fused steps round at other places: in
+fp32 the last bit of a feature may change, as it may with the size of a batch, and in bf16 features change
+about as much as bf16 itself changes them. Slides of either precision may be mixed, so this is no part of the
+recipe: the record of the features says it.
 """
 
 from __future__ import annotations
