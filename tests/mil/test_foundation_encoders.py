@@ -70,6 +70,31 @@ INPUTS = {
     **{f"lunit-vits{patch}": (LUNIT, "bicubic") for patch in (16, 8)},
 }
 
+VITS = {
+    "uni": (1, 197, 24, 16, 4096, "gelu", True),
+    "uni2-h": (9, 256, 24, 24, 8192, "swiglu", True),
+    "virchow": (1, 257, 32, 16, 6832, "swiglu", True),
+    "virchow2": (5, 261, 32, 16, 6832, "swiglu", True),
+    "phikon": (1, 197, 12, 12, 3072, "gelu", False),
+    "phikon-v2": (1, 197, 24, 16, 4096, "gelu", True),
+    "h-optimus-0": (5, 256, 40, 24, 8192, "swiglu", True),
+    "h-optimus-1": (5, 256, 40, 24, 8192, "swiglu", True),
+    "h0-mini": (5, 256, 12, 12, 4096, "swiglu", True),
+    "prov-gigapath": (1, 197, 40, 24, 8192, "swiglu", True),
+    "hibou-b": (5, 256, 12, 12, 4096, "swiglu", True),
+    "hibou-l": (5, 256, 24, 16, 5472, "swiglu", True),
+    "kaiko-vits16": (1, 197, 12, 6, 1536, "gelu", False),
+    "kaiko-vits8": (1, 785, 12, 6, 1536, "gelu", False),
+    "kaiko-vitb16": (1, 197, 12, 12, 3072, "gelu", False),
+    "kaiko-vitb8": (1, 785, 12, 12, 3072, "gelu", False),
+    "kaiko-vitl14": (5, 256, 24, 16, 4096, "gelu", True),
+    "midnight-12k": (1, 257, 40, 24, 8192, "swiglu", True),
+    "lunit-vits16": (1, 197, 12, 6, 1536, "gelu", False),
+    "lunit-vits8": (1, 785, 12, 6, 1536, "gelu", False),
+}
+"""Tokens before the patches, positions, blocks, attention heads, width of the first layer of the MLP (both
+halves of SwiGLU), what it is, and whether blocks have layer scales: a count of parameters hardly shows them."""
+
 NAMES = [row.name for row in FOUNDATION]
 
 
@@ -78,11 +103,16 @@ def rounded(count: int) -> str:
 
 
 @cache
+def empty(architecture: str) -> Any:
+    """The network of rows that are alike, built once, without memory for its weights."""
+    return build_empty(next(row for row in ENCODERS.values() if described(row) == architecture)).eval()
+
+
+@cache
 def measured(architecture: str) -> tuple[int, tuple[int, ...]]:
-    """Parameters, and shape of what comes out, of rows that are alike: built once without memory."""
+    """Its parameters, and the shape of what comes out."""
     row = next(row for row in ENCODERS.values() if described(row) == architecture)
-    network = build_empty(row).eval()
-    size = row.transform.input_size
+    network, size = empty(architecture), row.transform.input_size
     with torch.inference_mode():
         features = pooled(row, network)(torch.empty(2, 3, size, size, device="meta"))
     assert features.is_meta  # nothing of these sizes was allocated
@@ -107,6 +137,27 @@ def test_an_architecture_gives_vectors_of_its_rows_length(name: str) -> None:
     assert shape == (2, ENCODERS[name].dim)
     if name in PUBLISHED:
         assert (ENCODERS[name].dim, rounded(count)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", sorted(VITS))
+def test_a_vision_transformer_has_the_published_parts(name: str) -> None:
+    network = empty(described(ENCODERS[name]))
+    tokens, positions, depth, heads, width, kind, scaled = VITS[name]
+    assert (network.num_prefix_tokens, network.pos_embed.shape[1]) == (tokens, positions)
+    assert len(network.blocks) == depth
+    for block in network.blocks:
+        assert (block.attn.num_heads, block.mlp.fc1.out_features) == (heads, width)
+        assert hasattr(block.ls1, "gamma") is hasattr(block.ls2, "gamma") is scaled
+        if kind == "swiglu":
+            assert block.mlp.fc2.in_features == width // 2
+            assert isinstance(block.mlp.act, torch.nn.SiLU)
+            assert block.mlp.gate_last is False  # the first half is gated
+        else:
+            assert block.mlp.fc2.in_features == width
+            assert isinstance(block.mlp.act, torch.nn.GELU)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * depth + 1
+    assert {norm.eps for norm in norms} == {1e-12 if name == "phikon" else 1e-6}
 
 
 def test_midnights_published_count_is_that_of_positions_for_518_pixels() -> None:
