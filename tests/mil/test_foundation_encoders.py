@@ -93,7 +93,7 @@ VITS = {
     "lunit-vits8": (1, 785, 12, 6, 1536, "gelu", False),
 }
 """Tokens before the patches, positions, blocks, attention heads, width of the first layer of the MLP (both
-halves of SwiGLU), what it is, and whether blocks have layer scales: a count of parameters hardly shows them."""
+halves of SwiGLU), what it is, whether blocks have layer scales: a count of parameters hardly shows them."""
 
 NAMES = [row.name for row in FOUNDATION]
 
