@@ -69,6 +69,10 @@ def add_evaluation(parser: ArgumentParser) -> None:
     parser.add_argument("--against", metavar="MODEL", type=Path, help="another model, on the same slides")
     parser.add_argument("--explain", action="store_true", help="measure how true explanations are")
     parser.add_argument(
+        "--lesions", metavar="FOLDER", type=Path, help="what they should find: SLIDE.png or SLIDE.geojson"
+    )
+    parser.add_argument("--lesion-class", metavar="LABEL", help="the class that these lesions stand for")
+    parser.add_argument(
         "--alpha", type=float, help="errors that conformal sets may make (default: as trained)"
     )
     parser.add_argument(
@@ -83,13 +87,19 @@ def add_evaluation(parser: ArgumentParser) -> None:
 
 def wanted_assessment(arguments: Namespace) -> Wanted:
     """What `add_evaluation` asks for; defaults are the model's own, and those of the settings."""
+    from mil.assessment.lesions import Lesions
     from mil.assessment.settings import Wanted
     from mil.evaluation.bootstrap import Resampling
+    from wsi.regions import RegionFiles
 
+    if bool(arguments.lesions) != bool(arguments.lesion_class):
+        raise UsageError("lesions stand for a class", action="Give --lesions and --lesion-class together")
+    lesions = Lesions(RegionFiles(arguments.lesions), arguments.lesion_class) if arguments.lesions else None
     draws = {"count": arguments.resamples, "seed": arguments.seed}
     return Wanted(
         resampling=Resampling(**{name: value for name, value in draws.items() if value is not None}),
         explain=arguments.explain,
+        lesions=lesions,
         **given(arguments, "alpha", "threshold", "mc_dropout"),
     )
 

@@ -7,14 +7,21 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from imagecodecs import png_decode
 from safetensors.torch import save_file
 
 import cli
 from mil.assessment import calibrate
+from mil.assessment.lesions import Lesions, lesion_shares
 from mil.checkpoint import load_model
 from mil.encoders import untrained_encoder
 from mil.predictions import read_predictions
+from tiling.output import Output
+from tiling.store import TileStore
+from wsi.errors import UsageError
+from wsi.regions import RegionFiles
 from wsi.synthetic import write_cohort
 
 NAME = "timm:test_efficientnet"
@@ -107,6 +114,7 @@ def test_every_option_changes_the_report(desk: Path, capsys: pytest.CaptureFixtu
     words = ["evaluate", desk / "out", "-m", desk / "model", "-o", desk / "all", *FAST, "--json"]
     more = ["--against", desk / "other", "--explain", "--mc-dropout", "2", "--alpha", "0.2"]
     more += ["--threshold", "0.7", "--seed", "5"]
+    more += ["--lesions", desk / "slides" / "lesions", "--lesion-class", "tumour"]
     capsys.readouterr()
     run(*words, *more)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -117,11 +125,32 @@ def test_every_option_changes_the_report(desk: Path, capsys: pytest.CaptureFixtu
     cohort = found["cohorts"]["out-of-fold test slides"]
     assert cohort["uncertainty"]["mc_dropout"] is not None
     assert found["against"]["cohorts"]["out-of-fold test slides"]["slides"]["all"]["slides"] == 8
-    assert found["explanations"]["verdict"]
+    told = found["explanations"]
+    assert told["verdict"]
+    for method in ("attention", "single", "random"):
+        assert 0 <= told["methods"][method]["localisation"]["auc"]["mean"] <= 1
+    assert told["methods"]["attention"]["localisation"]["prevalence"] > 0
     run(*words, "--mc-dropout", "0", code=2)
     assert "made with another" in capsys.readouterr().err
     run(*words, "--mc-dropout", "0", "--overwrite")
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["explanations"] is None
+
+
+def test_the_lesion_share_of_a_tile_is_that_of_the_mask_under_it(desk: Path) -> None:
+    output, folder = Output(desk / "out"), desk / "slides" / "lesions"
+    ill = [f"synth-{index:03d}" for index in range(1, 12, 2)]
+    found = lesion_shares(output, Lesions(RegionFiles(folder), "tumour"), ill)
+    assert set(found) == set(ill)
+    for slide_id, share in found.items():
+        mask = png_decode((folder / f"{slide_id}.png").read_bytes()) > 0
+        store = TileStore(output, slide_id)
+        width, height = store.record["slide_size"]
+        whole = np.kron(mask, np.ones((height // mask.shape[0], width // mask.shape[1])))
+        side = int(store.record["tile_level0"][0])
+        for (x, y), value in zip(store.origins, share, strict=True):
+            assert value == pytest.approx(whole[y : y + side, x : x + side].mean(), abs=0.02)
+    with pytest.raises(UsageError, match="no region file for any"):
+        lesion_shares(output, Lesions(RegionFiles(folder), "tumour"), ["unknown"])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +158,9 @@ def test_every_option_changes_the_report(desk: Path, capsys: pytest.CaptureFixtu
     [
         (["--labels", "new.csv"], "no output was given"),
         (["--explain"], "no output was given"),
+        (["out", "--lesions", "slides/lesions"], "lesions stand for a class"),
+        (["out", "--lesions", "slides/lesions", "--lesion-class", "tumour"], "none were asked for"),
+        (["out", "--explain", "--lesions", "slides/lesions", "--lesion-class", "x"], "there is no class 'x'"),
         (["--alpha", "1.5"], "alpha is 1.5"),
         (["--threshold", "80"], "threshold is 80"),
         (["--resamples", "5"], "5 resamples are too few"),

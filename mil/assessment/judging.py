@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mil.assessment.calibrating import Calibrations
 from mil.assessment.cohort import Cohort
+from mil.assessment.lesions import Lesions, lesion_shares
 from mil.assessment.settings import AssessmentSettings
 from mil.bags import BagSource
 from mil.checkpoint import Model
@@ -168,16 +169,29 @@ def explain_cohort(
     calibrations: Calibrations,
     *,
     settings: AssessmentSettings,
+    lesions: Lesions | None = None,
+    output: Output,
     report: Report | None = None,
 ) -> ExplanationReport:
-    """How true explanations are of the model: each slide's likeliest class, by the members that judged it."""
+    """How true explanations are of the model: each slide's likeliest class, by the members that judged it.
+
+    Where a slide's lesion is known, its true class is explained, and the tiles' scores are held against it.
+    """
+    shares, known = {}, None
+    if lesions:
+        known = cohort.after.classes.index(lesions.class_name)
+        ill = np.flatnonzero(cohort.after.labels == known)
+        shares = dict(lesion_shares(output, lesions, [cohort.after.slide_ids[row] for row in ill]))
     cases = []
     for row, slide_id in enumerate(cohort.after.slide_ids):
         judges = _judges(cohort, row, len(ensemble.members))
         members = tuple(ensemble.members[member] for member in judges)
         temperatures = tuple(calibrations.of(member).temperature for member in judges)
         judge = Ensemble(members, temperatures)
-        cases.append(Case(judge, slides.bags[slide_id], class_index=int(cohort.after.predicted[row])))
+        share = shares.get(slide_id)
+        predicted = int(cohort.after.predicted[row])
+        explained = predicted if share is None or known is None else known
+        cases.append(Case(judge, slides.bags[slide_id], class_index=explained, lesion_share=share))
     sample = Sample(resamples=settings.resampling.count, seed=settings.seed)
     return explain_bags(cases, classes=cohort.after.classes, sample=sample, report=report)
 

@@ -126,9 +126,10 @@ def evaluate_model(
         See `wsi.errors`.
     """
     wanted = wanted or Wanted()
-    if output is None and (labels or wanted.explain):
+    if output is None and (labels or wanted.explain or wanted.lesions):
         raise UsageError(
-            "no output was given, and --labels and --explain need features", action="Give OUT, as to 'train'"
+            "no output was given, and --labels, --explain and --lesions need features",
+            action="Give OUT, as to 'train'",
         )
     loaded = [load_model(path) for path in (model, against) if path]
     settings = wanted.for_model(loaded[0][0].calibration)
@@ -137,7 +138,7 @@ def evaluate_model(
     ]
     table = read_labels(labels) if labels else None
     features = [_open(output, table, one) for one in trained]
-    recipe = _recipe(trained, table, features, settings)
+    recipe = _recipe(trained, table, features, settings) | _lesions(wanted, trained[0], features[0])
     if _is_there(folder, recipe, overwrite=overwrite):
         return Assessment(folder, json.loads((folder / METRICS_FILE).read_bytes()), made=False)
     ours, *others = [
@@ -150,10 +151,17 @@ def evaluate_model(
     content = _content(trained[0], findings, settings)
     if others:
         content["against"] = _against(ours, others[0], trained[1], settings)
-    if settings.explain and features[0]:
+    if settings.explain and features[0] and output:
         first = trained[0]
         told = explain_cohort(
-            ours[0], features[0], first.ensemble, first.calibrations, settings=settings, report=report
+            ours[0],
+            features[0],
+            first.ensemble,
+            first.calibrations,
+            settings=settings,
+            lesions=wanted.lesions,
+            output=output,
+            report=report,
         )
         content["explanations"] = told.as_json()
     _publish(folder, recipe, content, findings)
@@ -271,6 +279,21 @@ def _recipe(
     }
     as_read: dict[str, Any] = json.loads(canonical(recipe))
     return as_read
+
+
+def _lesions(wanted: Wanted, trained: _Trained, slides: Slides | None) -> dict[str, Any]:
+    """What explanations are held against, for the recipe."""
+    if wanted.lesions is None or slides is None:
+        return {"lesions": None}
+    if not wanted.explain:
+        raise UsageError("lesions are for explanations, and none were asked for", action="Give --explain too")
+    name = wanted.lesions.class_name
+    if name not in trained.model.classes:
+        raise UsageError(
+            f"there is no class {name!r} for the lesions",
+            action=f"Give one to --lesion-class: {', '.join(trained.model.classes)}",
+        )
+    return {"lesions": {"class": name, "files": wanted.lesions.digests(list(slides.bags))}}
 
 
 def _is_there(folder: Path, recipe: Mapping[str, Any], *, overwrite: bool) -> bool:

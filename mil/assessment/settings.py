@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mil.assessment.lesions import Lesions
 from mil.checkpoint import Calibration
 from mil.evaluation.bootstrap import Resampling
 from mil.gate import Gate
@@ -66,6 +67,8 @@ class Wanted:
     """Passes with dropout left on."""
     explain: bool = False
     """Whether explanations are measured too."""
+    lesions: Lesions | None = None
+    """What explanations should find, where that is known."""
 
     def for_model(self, calibration: Calibration | None) -> AssessmentSettings:
         """The settings for a model with this calibration; the usual ones where it has none.
