@@ -159,6 +159,7 @@ def encode(arguments: Arguments) -> int:
 def train(arguments: Arguments) -> int:
     """Train heads on labelled slides, with cross-validation, calibration and a learning curve."""
     from mil.device import choose_device
+    from mil.records import headline
     from mil.sources import find_stores
     from mil.study import train_model
 
@@ -176,9 +177,8 @@ def train(arguments: Arguments) -> int:
             memory_bytes=memory_bytes(arguments),
             report=lambda member, of, epoch: progress(member * epoch.of + epoch.number, of * epoch.of),
         )
-    told = ("folds", "patients", "class_counts", "figures")
-    slides = {"slides": len(model.training["slides"])}
-    reporter.result({"model": model.name} | slides | {key: model.training[key] for key in told})
+    facts = {key: model.training[key] for key in ("class_counts", "patients", "folds")}
+    reporter.facts({"model": str(arguments.model)} | facts | headline(model.training["figures"]))
     return 0
 
 

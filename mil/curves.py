@@ -45,7 +45,7 @@ def draw_learning_curve(histories: Sequence[MemberHistory], *, metric: Metric) -
             _line(axes[0], history, _validation_loss, colour, label=name)
             _line(axes[1], history, _figure_of(metric), colour)
     axes[0].set_ylabel("loss: validation (line), training (dotted)" if judged else "training loss")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=-0.02 * axes[0].get_ylim()[1])
     if judged:
         axes[0].legend(fontsize="small", ncols=1 + len(histories) // 6)
         shown = Metric.BALANCED_ACCURACY if metric is Metric.BALANCED_ACCURACY else Metric.AUROC

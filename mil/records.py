@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,16 @@ def study_figures(predictions: Predictions, temperatures: Sequence[float]) -> di
         "out_of_fold": _over_folds(predictions.of(Part.TEST), temperatures),
         "external": _of_ensemble(predictions.of(Part.EXTERNAL), temperatures),
     }
+
+
+def headline(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """The means of `study_figures`, by names such as ``out_of_fold_auroc``; no part without slides."""
+    said: dict[str, float | None] = {}
+    for part, found in figures.items():
+        for name in ("auroc", "balanced_accuracy") if found else ():
+            value = found[name]
+            said[f"{part}_{name}"] = value["mean"] if isinstance(value, Mapping) else value
+    return said
 
 
 def _over_folds(entries: Sequence[MemberPredictions], temperatures: Sequence[float]) -> dict[str, Any] | None:

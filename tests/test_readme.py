@@ -32,7 +32,7 @@ def commands() -> list[list[str]]:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the README takes for granted: slides/, new-slides/, labels.csv, slide.svs."""
     folder = tmp_path_factory.mktemp("desk")
-    write_cohort(folder / "slides", count=6, seed=5, size=(1024, 768))
+    write_cohort(folder / "slides", count=16, seed=5, size=(1024, 768))  # five a class to train on
     (folder / "slides" / "labels.csv").rename(folder / "labels.csv")
     (folder / "new-slides").mkdir()
     shutil.copy(folder / "slides" / "synth-000.svs", folder / "new-slides" / "new.svs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from safetensors.torch import save_file
 
 import cli
-from mil.checkpoint import load_model
+from mil.calibration import probabilities
+from mil.checkpoint import Model, load_model
 from mil.encoders import untrained_encoder
+from mil.predictions import Part, read_predictions
 from mil.study import held_out
 from tiling.output import Output
 from tiling.store import TileStore
@@ -22,9 +25,10 @@ NAME = "timm:test_efficientnet"
 TILING = ["--mpp", "1", "--tile-size", "64", "--method", "otsu", "--min-tissue", "0.6"]
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight little slides, tiled, encoded by a tiny network, and scored by a model trained on some."""
+    tmp_path = tmp_path_factory.mktemp("finished")
     write_cohort(tmp_path / "slides", count=8, seed=3, size=(640, 512))
     for seed in (0, 1):
         state = untrained_encoder(NAME, seed=seed).module.state_dict()
@@ -36,6 +40,12 @@ def study(tmp_path: Path) -> Path:
     microtome(tmp_path, "predict", "out", "-m", "model")
     microtome(tmp_path, "heatmap", "out", "-m", "model")
     return tmp_path
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(finished, tmp_path, dirs_exist_ok=True))
 
 
 def microtome(folder: Path, *words: str, code: int = 0) -> None:
@@ -50,10 +60,20 @@ def train(folder: Path, model: str, *, seed: int) -> None:
     microtome(folder, "train", "out", *words, "-m", model)
 
 
+def temperatures(model: Model) -> tuple[float, ...]:
+    assert model.calibration is not None
+    return model.calibration.temperatures
+
+
 def test_held_out_figures_are_of_this_model_and_these_tiles(study: Path) -> None:
     labels, output = study / "slides" / "labels.csv", Output(study / "out")
     model, _ = load_model(study / "model")
     result = held_out(output, labels, model)
+    external = read_predictions(study / "model" / "predictions.csv").of(Part.EXTERNAL)
+    assert result.slide_ids == external[0].slide_ids
+    assert result.slide_ids == tuple(model.training["external_slides"])
+    said = [probabilities(entry.logits, t) for entry, t in zip(external, temperatures(model), strict=True)]
+    np.testing.assert_allclose(result.probabilities, np.mean(said, axis=0), rtol=1e-12)
     assert set(result.slide_ids).isdisjoint(model.training["slides"])
     assert np.allclose(result.probabilities.sum(axis=1), 1, atol=1e-5)
 

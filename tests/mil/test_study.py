@@ -323,8 +323,10 @@ def words(desk: Desk, *more: str) -> list[str]:
 def test_training_and_predicting_by_commands(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words(desk, "--json")) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["slides"] == 12
-    assert set(said["figures"]) == {"out_of_fold", "external"}
+    figures = json.loads(desk.files("model")["metrics.json"])
+    assert said["class_counts"] == {"normal": 6, "tumour": 6}
+    assert said["out_of_fold_auroc"] == figures["out_of_fold"]["auroc"]["mean"]
+    assert said["external_balanced_accuracy"] == figures["external"]["balanced_accuracy"]
     assert cli.main(["predict", str(desk.folder / "out"), "-m", str(desk.folder / "model"), "--json"]) == 0
     outcomes = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(outcomes) == SLIDES
