@@ -25,6 +25,7 @@ from torch import nn
 
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_softmax, segment_sum
 
 
@@ -57,7 +58,7 @@ class ABMIL(Head):
         self.V = nn.Linear(hidden, attention)
         self.w = nn.Linear(attention, 1)
         self.W = nn.Linear(hidden, classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1: one attention for all classes."""

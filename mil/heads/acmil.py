@@ -38,6 +38,7 @@ from torch.nn import functional
 
 from mil.bags import PackedBags
 from mil.heads.contract import Criterion, Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_log_softmax, segment_rank, segment_sizes, segment_softmax, segment_sum
 
 
@@ -97,7 +98,7 @@ class ACMIL(Head):
         self.w = nn.Linear(attention, branches)
         self.Wt = nn.Linear(hidden, branches * classes)  # T classifiers
         self.W = nn.Linear(hidden, classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1: the mean of the branches' attentions, unmasked."""

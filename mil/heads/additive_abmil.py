@@ -26,6 +26,7 @@ from torch import nn
 
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_softmax, segment_sum
 
 
@@ -74,14 +75,14 @@ class AdditiveABMIL(Head):
         self.w = nn.Linear(attention, 1)
         self.M = nn.Linear(hidden, classifier, bias=False)
         self.W = nn.Linear(classifier, classes, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
+        self.gate_dropout = Dropout(1 - (1 - dropout) ** 2)  # of two branches, each with its own
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1, and the contributions sum to the logits."""
         h = self.dropout(torch.relu(self.P(bags.features)))  # (N, L)
-        tanh = self.dropout(torch.tanh(self.V(h)))  # (N, A)
-        gate = self.dropout(torch.sigmoid(self.U(h)))  # (N, A)
-        a = self.w(tanh * gate)  # (N, 1)
+        gated = torch.tanh(self.V(h)) * torch.sigmoid(self.U(h))  # (N, A)
+        a = self.w(self.gate_dropout(gated))  # (N, 1)
         alpha = segment_softmax(a, bags.bag_of_row, len(bags))  # (N, 1)
         contributions = alpha * self.W(torch.relu(self.M(h)))  # (N, C)
         logits = segment_sum(contributions, bags.bag_of_row, len(bags))  # (B, C)

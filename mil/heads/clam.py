@@ -39,6 +39,7 @@ from torch.nn import functional
 
 from mil.bags import PackedBags
 from mil.heads.contract import Criterion, Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_rank, segment_sizes, segment_softmax, segment_sum
 
 
@@ -78,7 +79,8 @@ class _Clam(Head):
         self.w = nn.Linear(attention, classes if self.attention_per_class else 1)
         self.W = nn.Linear(hidden, classes)
         self.tiles = nn.Linear(hidden, 2 * classes)  # one classifier of tiles, 0 or 1, for each class
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
+        self.gate_dropout = Dropout(1 - (1 - dropout) ** 2)  # of two branches, each with its own
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`."""
@@ -94,9 +96,8 @@ class _Clam(Head):
     def _judge(self, bags: PackedBags) -> tuple[HeadOutput, Tensor]:
         """What is said of the bags, and the hidden vectors ``(N, L)``."""
         h = self.dropout(torch.relu(self.P(bags.features)))  # (N, L)
-        tanh = self.dropout(torch.tanh(self.V(h)))  # (N, A)
-        gate = self.dropout(torch.sigmoid(self.U(h)))  # (N, A)
-        a = self.w(tanh * gate)  # (N, K)
+        gated = torch.tanh(self.V(h)) * torch.sigmoid(self.U(h))  # (N, A)
+        a = self.w(self.gate_dropout(gated))  # (N, K)
         alpha = segment_softmax(a, bags.bag_of_row, len(bags))  # (N, K)
         contributions = alpha * functional.linear(h, self.W.weight)  # (N, C)
         logits = segment_sum(contributions, bags.bag_of_row, len(bags)) + self.W.bias  # (B, C)

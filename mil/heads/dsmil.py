@@ -36,6 +36,7 @@ from torch.nn import functional
 
 from mil.bags import PackedBags
 from mil.heads.contract import Criterion, Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_argmax, segment_softmax, segment_sum
 
 
@@ -75,7 +76,7 @@ class DSMIL(Head):
         self.Q2 = nn.Linear(attention, attention)
         self.W = nn.Linear(classes * dim, classes)
         self.Wv = nn.Linear(dim, dim) if project_values else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is C: each class has its critical tile, and so its attention."""

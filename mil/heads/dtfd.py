@@ -40,6 +40,7 @@ from torch.nn import functional
 
 from mil.bags import PackedBags
 from mil.heads.contract import Criterion, Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.heads.raster import raster_order
 from mil.segments import (
     segment_log_softmax,
@@ -100,7 +101,7 @@ class DTFD(Head):
         self.P = nn.Linear(dim, hidden, bias=False)
         self.first = _Tier(hidden, attention, classes)
         self.second = _Tier(hidden, attention, classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_max, segment_sum
 
 
@@ -51,7 +52,7 @@ class MaxEmbedding(Head):
         self.settings = {"hidden": hidden, "dropout": dropout}
         self.P = nn.Linear(dim, hidden)
         self.W = nn.Linear(hidden, classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1: attention is the share of z that a tile holds."""

@@ -24,6 +24,7 @@ from torch import nn
 
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_max, segment_sum
 
 
@@ -50,7 +51,7 @@ class MaxInstance(Head):
         self.settings = {"hidden": hidden, "dropout": dropout}
         self.P = nn.Linear(dim, hidden)
         self.W = nn.Linear(hidden, classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is C, and the scores themselves are the attention's logits.

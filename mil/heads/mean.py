@@ -22,6 +22,7 @@ from torch import nn
 
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.segments import segment_sizes, segment_sum
 
 
@@ -48,7 +49,7 @@ class Mean(Head):
         self.settings = {"hidden": hidden, "dropout": dropout}
         self.P = nn.Linear(dim, hidden)
         self.W = nn.Linear(hidden, classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1, and all tiles have the same attention."""

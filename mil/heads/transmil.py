@@ -42,6 +42,7 @@ from torch.nn import functional
 
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
+from mil.heads.dropout import Dropout
 from mil.heads.nystrom import Landmarks, attend, attention_of_first
 from mil.heads.raster import raster_order
 
@@ -153,7 +154,7 @@ class _Layer(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.near = nn.Conv2d(heads, heads, (taps, 1), padding=(taps // 2, 0), groups=heads, bias=False)
         self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Landmarks | None]]:
         b, tokens, _ = x.shape

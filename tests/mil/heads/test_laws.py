@@ -44,8 +44,8 @@ def sharpened(head: Head) -> Head:
     return sharp
 
 
-def assert_alike(ours: HeadOutput, theirs: Sequence[HeadOutput]) -> None:
-    assert_close(ours.logits, torch.cat([o.logits for o in theirs]), atol=2e-5, rtol=2e-5)
+def assert_alike(ours: HeadOutput, theirs: Sequence[HeadOutput], *, tolerance: float = 2e-5) -> None:
+    assert_close(ours.logits, torch.cat([o.logits for o in theirs]), atol=tolerance, rtol=tolerance)
     assert_close(ours.attention_logits, torch.cat([o.attention_logits for o in theirs]), atol=2e-4, rtol=2e-4)
     if ours.contributions is not None:
         parts = [o.contributions for o in theirs if o.contributions is not None]
@@ -56,9 +56,11 @@ def assert_alike(ours: HeadOutput, theirs: Sequence[HeadOutput]) -> None:
 def test_a_bag_is_judged_the_same_alone_and_in_company(
     head: Head, sharp: bool, rows: Rows, packed: Packed
 ) -> None:
-    head = sharpened(head) if sharp else head
+    """Sharp attention makes the inverse in TransMIL ill-conditioned: rounding shows in the fifth digit."""
+    head, tolerance = (sharpened(head), 1e-4) if sharp else (head, 2e-5)
     bags = company(rows)
-    assert_alike(judge(head, packed(bags)), [judge(head, packed([bag])) for bag in bags])
+    alone = [judge(head, packed([bag])) for bag in bags]
+    assert_alike(judge(head, packed(bags)), alone, tolerance=tolerance)
 
 
 def test_a_bag_has_the_same_loss_alone_and_in_company(
