@@ -137,7 +137,10 @@ def evaluate_model(
         _read(path, *one, settings) for path, one in zip(filter(None, (model, against)), loaded, strict=True)
     ]
     table = read_labels(labels) if labels else None
-    features = [_open(output, table, one) for one in trained]
+    features = [
+        _open(output if table or (first and settings.needs_features) else None, table, one)
+        for first, one in zip((True, False), trained, strict=False)
+    ]
     recipe = _recipe(trained, table, features, settings) | _lesions(wanted, trained[0], features[0])
     if _is_there(folder, recipe, overwrite=overwrite):
         return Assessment(folder, json.loads((folder / METRICS_FILE).read_bytes()), made=False)

@@ -44,6 +44,11 @@ class AssessmentSettings:
             )
 
     @property
+    def needs_features(self) -> bool:
+        """Whether something is asked for that the logits kept by training cannot tell."""
+        return self.explain or self.mc_dropout > 0
+
+    @property
     def seed(self) -> int:
         """Of all draws."""
         return self.resampling.seed

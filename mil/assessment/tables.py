@@ -97,8 +97,9 @@ def _trust(content: Mapping[str, Any], n: str) -> dict[str, str]:
     for kind, words in (("marginal", "conformal sets"), ("class_conditional", "class-conditional sets")):
         found = sets[kind]
         lines[f"{words}: hold the truth"] = f"{share_text(found['coverage'])}; {found['wanted']:.0%} wanted"
-        sizes = ", ".join(f"{count} of {size}" for size, count in found["slides_by_size"].items())
-        lines[f"{words}: slides by number of classes"] = f"{sizes}  [{n}]"
+        empty, one, *more = found["slides_by_size"].values()
+        sizes = f"{one} slides with one class, {sum(more)} with more, {empty} with none"
+        lines[f"{words}: how large"] = f"{sizes}; mean {found['mean_size']:.2f}  [{n}]"
     lines["confirmed by the gate"] = share_text(gate["confirmed"])
     lines["accuracy of the confirmed"] = share_text(gate["accuracy_of_confirmed"])
     lines["accuracy of those for review"] = share_text(gate["accuracy_of_review"])

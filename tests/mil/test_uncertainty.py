@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mil.bags import Bag, PackedBags
-from mil.heads import Head, HeadOutput, build_head
+from mil.calibration import probabilities
+from mil.ensemble import bag_logits
+from mil.heads import HEADS, Head, HeadOutput, build_head
 from mil.uncertainty import has_dropout, mc_dropout, spread
 from wsi.errors import MicrotomeError, UsageError
 
@@ -82,6 +84,28 @@ def test_a_head_without_dropout_does_not_waver() -> None:
     assert has_dropout(Watched())
     found = mc_dropout(head, bag(), passes=4)
     assert np.ptp(found, axis=0).max() == 0
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_wavers_with_dropout_and_only_then(name: str) -> None:
+    """Also those that draw more than dropout while they train: parts of a bag, masked tiles."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        settings = {"project_values": 1} if name == "dsmil" else {}  # where its dropout is
+        head = build_head(name, dim=8, classes=2, settings=settings).eval()
+    for module in head.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5  # some heads have none unless asked
+    settled = bag_logits(head, [bag()])
+    found = mc_dropout(head, bag(), passes=8)
+    assert bool(np.ptp(found, axis=0).max() > 0) == has_dropout(head)
+    assert (mc_dropout(head, bag(), passes=8) == found).all()
+    assert (bag_logits(head, [bag()]) == settled).all()
+    for module in head.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    quiet = mc_dropout(head, bag(), passes=3)
+    assert quiet == pytest.approx(np.repeat(probabilities(settled, 1.0), 3, axis=0), abs=1e-6)
 
 
 def test_a_temperature_divides_the_logits() -> None:

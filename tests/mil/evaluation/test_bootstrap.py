@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mil.evaluation.bootstrap import Resampling, bootstrap, bootstrap_difference, patient_weights
+from mil.evaluation.delong import auc_interval, delong
 from mil.evaluation.judged import Judged
 from wsi.errors import UsageError
 
@@ -61,6 +62,17 @@ def test_the_interval_of_a_share_is_that_of_the_binomial(make_cohort: MakeCohort
     half = 1.96 * np.sqrt(figure.value * (1 - figure.value) / 400)
     assert figure.low == pytest.approx(figure.value - half, abs=0.01)
     assert figure.high == pytest.approx(figure.value + half, abs=0.01)
+
+
+def test_the_bootstrap_and_delong_agree_on_independent_slides(make_cohort: MakeCohort) -> None:
+    judged = make_cohort(300, seed=7)
+    figure = bootstrap(judged, Resampling(2000))["AUROC"]
+    areas = delong(judged.labels, judged.probabilities[None, :, 1])
+    assert areas is not None
+    interval = auc_interval(float(areas.aucs[0]), float(areas.covariance[0, 0]))
+    assert interval is not None
+    assert figure.value == pytest.approx(areas.aucs[0])
+    assert (figure.low, figure.high) == pytest.approx(interval, abs=0.01)
 
 
 def test_resamples_without_a_class_are_counted_and_not_in_the_interval() -> None:
