@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from mil.adaptors import ADAPTORS
 from mil.bags import PackedBags, each_alone
 from mil.heads import HEADS, Criterion, Head, HeadOutput, build_head
 from mil.segments import segment_softmax, segment_sum
@@ -250,6 +252,15 @@ two layers."""
 @pytest.mark.parametrize("name", sorted(HEADS))
 def test_the_defaults_have_the_parameters_of_the_method(name: str) -> None:
     assert sum(p.numel() for p in HEADS[name](1024, 2).parameters()) == COUNTS[name]
+
+
+def test_the_page_on_heads_has_every_head_and_adaptor_with_its_size() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "heads.md").read_text()
+    modules = [kind(1024, 2) for kind in HEADS.values()] + [kind(1024) for kind in ADAPTORS.values()]
+    for module in modules:
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| `{module.name}` |"))
+        assert f" {sum(p.numel() for p in module.parameters()):,} |" in line
+        assert all(f"`{name}`" in line or "as `" in line for name in module.settings)
 
 
 def test_dsmil_that_projects_values_has_the_parameters_of_the_method() -> None:
