@@ -11,8 +11,8 @@ The scores of all tiles sum to v(X) - v(X'): what the model says more of the bag
 
 *The baseline* is zeros by default: it needs no training data, and is the same for every model. It is no tile
 that an encoder would give. The mean feature of the slides that were learned from is one that speaks for
-nothing in particular, and can be given (`Effort.baseline`); the two agree on the digits of
-``benchmarks/digits.py`` to the figures that docs/explanations.md states.
+nothing in particular, and can be given (`Effort.baseline`); on digits it does somewhat better
+(docs/explanations.md).
 
 ::
 
