@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,10 +255,11 @@ def _calibrate(members: Sequence[Trained], recipe: StudyRecipe) -> Calibration:
 def _provenance(recipe: StudyRecipe, table: LabelTable, folds: NDArray[np.int64] | None) -> dict[str, Any]:
     """What was asked for, for the card; ``options`` are those of 'microtome train' that ask for the same."""
     rows = table.of(Split.TRAIN)
+    count = 0 if folds is None else int(folds.max()) + 1
     return {
-        "options": training_options(recipe),
+        "options": training_options(replace(recipe, folds=count)),
         "recipe": recipe.training.as_json(),
-        "folds": 0 if folds is None else int(folds.max()) + 1,
+        "folds": count,
         "slides": [row.slide_id for row in rows],
         "external_slides": [row.slide_id for row in table.of(Split.TEST)],
         "patients": len({row.patient or row.slide_id for row in rows}),

@@ -315,6 +315,17 @@ def test_help_states_the_library_s_own_default(option: str, default: object) -> 
     assert action.default is None
 
 
+def test_the_card_s_options_and_table_make_the_model_again(desk: Desk) -> None:
+    lines = (f"s{i},{'ab'[i % 2]},{i // 2 % 3}" for i in range(12))
+    desk.write(table("slide_id,label,fold", *lines))
+    desk.train("a/model", replace(RECIPE, folds=None, training=replace(QUICK, loss=Focal())))
+    options = json.loads(desk.files("a/model")["model.json"])["training"]["options"]
+    labels, again = desk.folder / "a" / "model" / "labels.csv", desk.folder / "b" / "model"
+    given = ["train", str(desk.folder / "out"), "--labels", str(labels), "-m", str(again), *options]
+    assert cli.main([*given, "--device", "cpu"]) == 0
+    assert desk.files("a/model") == desk.files("b/model")
+
+
 def words(desk: Desk, *more: str) -> list[str]:
     given = [str(desk.folder / "out"), "--labels", str(desk.labels), "-m", str(desk.folder / "model")]
     return ["train", *given, "--encoder", KEY, "--folds", "3", "--epochs", "2", "--set", "hidden=8", *more]
