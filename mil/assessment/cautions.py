@@ -25,8 +25,8 @@ def cautions(
 def _intervals(findings: Sequence[Finding], settings: AssessmentSettings) -> Iterator[str]:
     draws = settings.resampling
     yield (
-        f"intervals are {draws.level:.0%} percentiles of {draws.count} resamples of patients with all their "
-        f"slides, seed {draws.seed}, not stratified; those of shares are exact (Clopper-Pearson)"
+        f"intervals are {100 * draws.level:g} % percentile intervals of {draws.count} resamples of patients "
+        f"with all slides, seed {draws.seed}, not stratified; those of shares are exact (Clopper-Pearson)"
     )
     if any(finding.cohort.after.patient_count < len(finding.cohort) for finding in findings):
         yield (

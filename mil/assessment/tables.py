@@ -70,7 +70,8 @@ def summary(name: str, content: Mapping[str, Any]) -> dict[str, str]:
     lines = {name: n}
     lines |= {f"  class {label}": _n(found) for label, found in counts.items() if label != "all"}
     each = content["figures"]
-    lines |= {figure: f"{_figure(each[figure])}  [{n}]" for figure in SHOWN}
+    names = full_names(len(counts) - 1)
+    lines |= {names[figure]: f"{_figure(each[figure])}  [{n}]" for figure in SHOWN}
     error = content["calibration"]["after"]
     null = (
         f"{error['null_mean']:.3f} (95 % of such models {error['null_low']:.3f} to {error['null_high']:.3f})"
@@ -86,7 +87,7 @@ def summary(name: str, content: Mapping[str, Any]) -> dict[str, str]:
         grouped = content["figures_by_patient"]
         cases = f"{grouped['cases']} patients, a case a label"
         for figure in SHOWN:
-            lines[f"{figure}, by patient"] = f"{_figure(grouped[figure])}  [{cases}]"
+            lines[f"{names[figure]}, by patient"] = f"{_figure(grouped[figure])}  [{cases}]"
     return lines | _trust(content, n) | _folds(content)
 
 
@@ -96,7 +97,9 @@ def _trust(content: Mapping[str, Any], n: str) -> dict[str, str]:
     lines = {}
     for kind, words in (("marginal", "conformal sets"), ("class_conditional", "class-conditional sets")):
         found = sets[kind]
-        lines[f"{words}: hold the truth"] = f"{share_text(found['coverage'])}; {found['wanted']:.0%} wanted"
+        lines[f"{words}: hold the truth"] = (
+            f"{share_text(found['coverage'])}; {100 * found['wanted']:g} % wanted"
+        )
         empty, one, *more = found["slides_by_size"].values()
         sizes = f"{one} slides with one class, {sum(more)} with more, {empty} with none"
         lines[f"{words}: how large"] = f"{sizes}; mean {found['mean_size']:.2f}  [{n}]"
@@ -139,7 +142,8 @@ def blocks(content: Mapping[str, Any]) -> list[dict[str, str]]:
     shown = [summary(name, found) for name, found in content["cohorts"].items()]
     if content["against"]:
         other = content["against"]["model"]["name"]
-        shown += [comparison_summary(found, other) for found in content["against"]["cohorts"].values()]
+        cohorts = content["against"]["cohorts"].items()
+        shown += [comparison_summary(name, found, other) for name, found in cohorts]
     if content["explanations"]:
         told = content["explanations"]
         shown.append({"explanations": told["scope"], "  how true to the model": told["verdict"]})
@@ -149,10 +153,10 @@ def blocks(content: Mapping[str, Any]) -> list[dict[str, str]]:
     return shown
 
 
-def comparison_summary(content: Mapping[str, Any], other: str) -> dict[str, str]:
+def comparison_summary(cohort: str, content: Mapping[str, Any], other: str) -> dict[str, str]:
     """What a terminal shows of the comparison with another model."""
-    n = _n(content["slides"]["all"])
-    lines = {f"against {other}": f"{other} minus this one, on {n} that both judged"}
+    n, names = _n(content["slides"]["all"]), full_names(len(content["slides"]) - 1)
+    lines = {f"against {other}": f"{other} minus this one; {cohort} that both judged: {n}"}
     for label, found in content["delong"].items():
         key = f"difference of AUROC by DeLong, {label} against the rest"
         if found["difference"] is None:
@@ -162,8 +166,16 @@ def comparison_summary(content: Mapping[str, Any], other: str) -> dict[str, str]
         ends = None if found["low"] is None else [found["low"], found["high"]]
         lines[key] = f"{_value(found['difference'], ends, signed=True)}, {p}{_note(found)}  [{n}]"
     for figure in SHOWN:
-        lines[f"difference of {figure}"] = f"{_figure(content['differences'][figure], signed=True)}  [{n}]"
+        lines[f"difference of {names[figure]}"] = (
+            f"{_figure(content['differences'][figure], signed=True)}  [{n}]"
+        )
     return lines
+
+
+def full_names(classes: int) -> dict[str, str]:
+    """What a terminal calls the figures of all classes: those that are means over them say so."""
+    means = {"AUPRC", "F1"} | ({"AUROC"} if classes > 2 else set())
+    return {figure: f"{figure}, mean over classes" if figure in means else figure for figure in SHOWN}
 
 
 def share_text(found: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from mil.assessment.comparison import compare_cohorts
 from mil.assessment.findings import find
 from mil.assessment.pictures import draw
 from mil.assessment.settings import AssessmentSettings, Wanted
-from mil.assessment.tables import SHOWN, comparison_summary, slides_csv, summary
+from mil.assessment.tables import SHOWN, comparison_summary, full_names, slides_csv, summary
 from mil.checkpoint import Calibration
 from mil.conformal import ConformalRule
 from mil.evaluation.bootstrap import Resampling
@@ -92,8 +92,8 @@ def test_a_terminal_never_shows_nan_nor_a_figure_without_its_n(make_study: MakeS
             assert "nan" not in text.lower().replace("none", ""), name
             assert "None" not in text, name
         for figure in SHOWN:
-            assert "48 slides, 24 patients" in lines[figure]
-    assert lines["AUROC"].startswith("n/a: only one class (kind 0)")
+            assert "48 slides, 24 patients" in lines[full_names(3)[figure]]
+    assert lines["AUROC, mean over classes"].startswith("n/a: only one class (kind 0)")
     assert lines["accuracy"].startswith(f"{(one_class.predicted == 0).mean():.3f}")
 
 
@@ -166,7 +166,7 @@ def test_models_are_compared_on_the_slides_that_both_judged(make_study: MakeStud
     assert difference["interval"] == pytest.approx([test["low"], test["high"]], abs=0.06)
     same = compare_cohorts(first, first, QUICK)
     assert (same["delong"]["kind 1"]["p"], same["differences"]["accuracy"]["value"]) == (1, 0)
-    lines = comparison_summary(found, "other")
+    lines = comparison_summary("a cohort", found, "other")
     assert all("None" not in text for text in lines.values())
     assert "100 slides" in lines["difference of AUROC"]
 
