@@ -343,7 +343,8 @@ def test_training_and_predicting_by_commands(desk: Desk, capsys: pytest.CaptureF
     assert len(outcomes) == SLIDES
     for outcome in outcomes:
         assert outcome["calibrated"] is True
-        assert outcome["decision"]["status"] == "review required"  # no class can be ruled out by six patients
+        assert outcome["decision"] == "review required"  # no class can be ruled out by six patients
+        assert "the conformal set holds 2 classes, not one" in outcome["reasons"]
         assert set(outcome["spread"]) == {"normal", "tumour"}
     assert cli.main(words(desk)) == 2  # the folder is taken
     assert "a model is there already" in capsys.readouterr().err
