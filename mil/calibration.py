@@ -9,7 +9,8 @@ C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On Calibration of Modern Neural Ne
     T = \arg\min_T \; -\sum_i \log p_{i, y_i}
 
 T is the same for all classes and slides, so the order of a slide's classes never changes. With two classes
-the order of slides does not either, and with it no ROC curve of one member; with more it may, by the softmax.
+the order of slides does not either, and with it no ROC curve of one member, but for probabilities so near 1
+that they round to it and tie; with more classes it may, by the softmax.
 
 ::
 

@@ -56,7 +56,7 @@ def test_no_temperature_nearby_makes_the_labels_likelier(seed: int, temperature:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10**6), st.floats(LEAST, LARGEST))
+@given(st.integers(0, 10**6), st.floats(0.5, LARGEST))  # below, probabilities round to 1, and tie there
 def test_neither_the_likeliest_class_nor_the_auc_of_two_classes_changes(
     seed: int, temperature: float
 ) -> None:
