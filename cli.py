@@ -159,9 +159,9 @@ def encode(arguments: Arguments) -> int:
 def train(arguments: Arguments) -> int:
     """Train heads on labelled slides, with cross-validation, calibration and a learning curve."""
     from mil.device import choose_device
-    from mil.records import headline
-    from mil.sources import find_stores
     from mil.study import train_model
+    from mil.training.records import headline
+    from mil.training.sources import find_stores
 
     if not (arguments.out or arguments.features):
         raise UsageError("no slides are named", action="Give OUT, or --features")

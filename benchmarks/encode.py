@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mil.architecture import build
-from mil.compiled import compile_encoder
 from mil.device import Precision, best_batch_size, best_precision, choose_device
 from mil.encoder import Encoder
 from mil.encoders import untrained_encoder
 from mil.feed import Pace, encode_blocks
+from mil.networks.architecture import build
+from mil.networks.compiled import compile_encoder
 
 ON_ANY = ("efficientnet_lite0", "resnet50", "vit_small_patch16_224")
 ON_A_GPU = ("uni",)

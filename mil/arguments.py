@@ -196,10 +196,10 @@ _OF_TRAINING = (
 def study_recipe(arguments: Namespace) -> StudyRecipe:
     """What `add_encoder` and `add_training` say; the defaults are the library's own."""
     from mil.gate import Gate
-    from mil.losses import CrossEntropy, Focal
-    from mil.stopping import Metric
     from mil.study import StudyRecipe
     from mil.training import TrainingRecipe
+    from mil.training.losses import CrossEntropy, Focal
+    from mil.training.stopping import Metric
 
     if arguments.gamma is not None and arguments.loss != "focal":
         raise UsageError("--focal-gamma belongs to another loss", action="Give --loss focal too")
@@ -273,10 +273,10 @@ def encoding(
 
     `expected` is the identity that a model needs.
     """
-    from mil.compiled import compile_encoder
     from mil.device import Precision, choose_device, require_precision
     from mil.encoder import require_identity
     from mil.encoders import load_encoder
+    from mil.networks.compiled import compile_encoder
     from mil.steps import Encoding, encode_steps
 
     if arguments.batch_size is not None and arguments.batch_size < 1:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -155,6 +155,21 @@ class PackedBags:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def split(self, rows: int) -> Iterator[PackedBags]:
+        """The same bags in order, in parts of at most so many rows; a larger bag is a part by itself."""
+        first, start = 0, 0  # bag and row that the part begins with
+        for last in range(1, len(self) + 1):
+            stop = start + sum(self.sizes[first:last])
+            if last == len(self) or stop + self.sizes[last] - start > rows:
+                inside = slice(start, stop)
+                yield PackedBags(
+                    self.features[inside],
+                    self.bag_of_row[inside] - first,
+                    self.places[inside],
+                    self.sizes[first:last],
+                )
+                first, start = last, stop
 
 
 def pack(bags: Sequence[Bag], *, device: torch.device | None = None) -> PackedBags:

@@ -30,7 +30,7 @@ from mil.ensemble import Ensemble, as_ensemble
 from mil.features import FeatureRecipe
 from mil.gate import Gate
 from mil.heads import Head, Settings, build_head
-from mil.weights import digest_state, load_strictly, read_state
+from mil.networks.weights import digest_state, load_strictly, read_state
 from tiling.commit import Commit, begin, canonical, find_damage, read_commit
 from wsi.durable import write_file
 from wsi.errors import DamagedError, RecipeError, UsageError
@@ -92,7 +92,7 @@ class Model:
     features: FeatureRecipe
     """The features that it was trained on, and the only ones it is used on."""
     members: tuple[str, ...]
-    """`mil.weights.digest_state` of each member."""
+    """`mil.networks.weights.digest_state` of each member."""
     adaptor: str | None = None
     """A name of `mil.adaptors.ADAPTORS`: what features pass through before the head; or nothing."""
     calibration: Calibration | None = None

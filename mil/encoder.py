@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mil.device import Precision
-from mil.weights import State
+from mil.networks.weights import State
 from wsi.errors import UsageError
 
 Triple = tuple[float, float, float]
@@ -132,7 +132,7 @@ class EncoderRow:
     licence: str
     """Of the weights."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the architecture beyond its name, as JSON has them; see `mil.architecture.build`."""
+    """Arguments of the architecture beyond its name, as JSON has them; see `mil.networks.architecture`."""
     mpp: float | None = None
     """Microns per pixel to cut tiles at; None where it never saw a slide."""
     other_mpp: tuple[float, ...] = ()
@@ -159,11 +159,11 @@ class Encoder:
     module: nn.Module
     """``(b, 3, i, i)`` float32 to ``(b, dim)``."""
     weights: str
-    """``sha256:...`` of the weights in use (`mil.weights.digest_state`), or how they were drawn."""
+    """``sha256:...`` of the weights in use (`mil.networks.weights.digest_state`), or how they were drawn."""
     device: torch.device
     """Where the module is."""
     compiled: bool = False
-    """Whether torch's compiler made the module; see `mil.compiled`."""
+    """Whether torch's compiler made the module; see `mil.networks.compiled`."""
 
     @property
     def name(self) -> str:

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mil.architecture import build, build_empty, pooled
 from mil.device import choose_device
-from mil.efficientnet_lite import packaged_weights, to_timm_names
 from mil.encoder import Encoder, EncoderRow, Interpolation, Pooling, Source, Transform
-from mil.foreign_names import without
 from mil.foundation import FOUNDATION, HALF, IMAGENET_MEAN, IMAGENET_STD
-from mil.hub import fetch_weights
-from mil.position_embeddings import fit_positions
-from mil.torchvision_shim import import_timm
-from mil.weights import State, digest_state, load_strictly, read_state
+from mil.networks.architecture import build, build_empty, pooled
+from mil.networks.efficientnet_lite import packaged_weights, to_timm_names
+from mil.networks.foreign_names import without
+from mil.networks.hub import fetch_weights
+from mil.networks.position_embeddings import fit_positions
+from mil.networks.torchvision_shim import import_timm
+from mil.networks.weights import State, digest_state, load_strictly, read_state
 from wsi.errors import UsageError
 
 _TIMM_PREFIX = "timm:"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from mil.encoder import EncoderRow, Interpolation, Pooling, Positions, Source, Transform, Triple
-from mil.foreign_names import dinov2_names, swin_names, transformers_names
+from mil.networks.foreign_names import dinov2_names, swin_names, transformers_names
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)

@@ -1,13 +1,13 @@
 """A study: labelled slides become a model, and what it says of other slides is held against their labels.
 
-With k folds k heads are trained; see `mil.splits` for who learns from what. What each says of its own test
-slides is the study's honest figure; together they are the ensemble that judges new slides. Beside card and
-weights (see `mil.checkpoint`) the model's folder holds::
+With k folds k heads are trained; see `mil.training.splits` for who learns from what. What each says of its
+own test slides is the study's honest figure; together they are the ensemble that judges new slides. Beside
+card and weights (see `mil.checkpoint`) the model's folder holds::
 
     labels.csv            the table as it was read
     predictions.csv       logits of every member for slides it did not learn from; see `mil.predictions`
-    learning-curve.png    `mil.curves`
-    splits.csv, history.csv, metrics.json, environment.json: `mil.records`
+    learning-curve.png    `mil.training.curves`
+    splits.csv, history.csv, metrics.json, environment.json: `mil.training.records`
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from mil.arguments import training_options
 from mil.calibration import fit_temperature, probabilities, why_not_fitted
 from mil.checkpoint import Calibration, Model, check_model_folder, describe, save_model
 from mil.conformal import ConformalRule, fit_conformal, worst_of_each_patient
-from mil.curves import draw_learning_curve
 from mil.encoder import folder_name
 from mil.ensemble import Ensemble
 from mil.features import BUDGET_BYTES, FeatureRecipe, common_recipe, feature_items
-from mil.figures import macro_auroc
 from mil.gate import Gate
 from mil.heads import build_head
 from mil.labels import LabelTable, SlideLabel, Split, labels_to_csv, read_labels
-from mil.members import MemberReport, Slides, Trained, train_members
 from mil.predictions import Part, Predictions, predictions_to_csv
-from mil.records import environment_to_json, history_to_csv, splits_to_csv, study_figures
-from mil.sources import Stores, open_slides, require_slides
-from mil.splits import assign_folds, check_fold_count, check_folds
 from mil.training import TrainingRecipe
+from mil.training.curves import draw_learning_curve
+from mil.training.figures import macro_auroc
+from mil.training.members import MemberReport, Slides, Trained, train_members
+from mil.training.records import environment_to_json, history_to_csv, splits_to_csv, study_figures
+from mil.training.sources import Stores, open_slides, require_slides
+from mil.training.splits import assign_folds, check_fold_count, check_folds
 from tiling.commit import canonical
 from tiling.output import Output
 from tiling.store import TileStore, scores_by
@@ -95,8 +95,8 @@ def train_model(
     Parameters
     ----------
     stores
-        The slides that there are; see `mil.sources.find_stores`. Those that the table does not name are
-        counted in the card, and left out.
+        The slides that there are; see `mil.training.sources.find_stores`. Those that the table does not name
+        are counted in the card, and left out.
     labels
         See `mil.labels.read_labels`. Slides with split ``test`` are judged by all members in the
         end, and seen by none before.
@@ -298,7 +298,7 @@ class HeldOut:
 
     @property
     def auc(self) -> float | None:
-        """See `mil.figures.macro_auroc`."""
+        """See `mil.training.figures.macro_auroc`."""
         return macro_auroc(self.labels, self.probabilities)
 
 

@@ -27,7 +27,7 @@ import heatmaps.draw  # noqa: F401
 import mil.steps  # noqa: F401
 import tiling.recipe
 import wsi.durable
-from mil.torchvision_shim import import_timm
+from mil.networks.torchvision_shim import import_timm
 from tiling.commit import find_damage, read_commit
 from tiling.output import Output, verify_items
 

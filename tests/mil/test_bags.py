@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,22 @@ def test_the_softmax_has_the_gradient_of_the_softmax() -> None:
     (segment_softmax(ours, bag_of_row, 2) * weight).sum().backward()
     (torch.cat([part.softmax(0) for part in theirs.split([4, 2])]) * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 30))
+def test_parts_are_the_same_bags_in_order_and_no_larger_than_they_must_be(
+    sizes: list[int], rows: int
+) -> None:
+    rng = np.random.default_rng(0)
+    whole = pack([bag(rng.random((n, 3)).astype(np.float32)) for n in sizes])
+    parts = list(whole.split(rows))
+    assert sum((part.sizes for part in parts), ()) == whole.sizes
+    assert torch.equal(torch.cat([part.features for part in parts]), whole.features)
+    assert torch.equal(torch.cat([part.places for part in parts]), whole.places)
+    for part in parts:
+        assert len(part.features) <= rows or len(part) == 1
+        expected = torch.repeat_interleave(torch.arange(len(part)), torch.tensor(part.sizes))
+        assert torch.equal(part.bag_of_row, expected)
+    for one, two in pairwise(parts):
+        assert len(one.features) + two.sizes[0] > rows

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mil.architecture import build
-from mil.conv_stem import ConvStem
 from mil.encoder import EncoderRow
 from mil.encoders import ENCODERS, load_encoder
-from mil.foreign_names import swin_names
+from mil.networks.architecture import build
+from mil.networks.conv_stem import ConvStem
+from mil.networks.foreign_names import swin_names
 from wsi.errors import UsageError
 
 State = dict[str, Tensor]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mil.compiled import compile_encoder
 from mil.device import Precision, require_precision
 from mil.encode import encode_slide, encode_tiles
 from mil.encoder import Encoder
 from mil.encoders import load_encoder, untrained_encoder
+from mil.networks.compiled import compile_encoder
 from tiling.store import TileStore
 from wsi.errors import DamagedError, MicrotomeError, RecipeError, UsageError
 

@@ -19,11 +19,11 @@ from sklearn.datasets import load_sample_image
 
 from mil import encoders
 from mil.device import Precision, best_precision, choose_device
-from mil.efficientnet_lite import packaged_weights, to_timm_names
 from mil.encoder import Encoder, Interpolation, Transform
 from mil.encoders import load_encoder, untrained_encoder
-from mil.torchvision_shim import import_timm
-from mil.weights import read_state
+from mil.networks.efficientnet_lite import packaged_weights, to_timm_names
+from mil.networks.torchvision_shim import import_timm
+from mil.networks.weights import read_state
 from wsi.errors import UsageError
 
 TINY = "timm:test_vit"

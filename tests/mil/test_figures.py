@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from mil.figures import balanced_accuracy, macro_auroc
+from mil.training.figures import balanced_accuracy, macro_auroc
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])

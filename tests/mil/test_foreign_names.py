@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mil.architecture import build
 from mil.encoder import EncoderRow, Pooling
 from mil.encoders import ENCODERS, load_encoder
-from mil.foreign_names import dinov2_names, transformers_names, without
-from mil.torchvision_shim import ensure_torchvision
+from mil.networks.architecture import build
+from mil.networks.foreign_names import dinov2_names, transformers_names, without
+from mil.networks.torchvision_shim import ensure_torchvision
 from wsi.errors import UsageError
 
 State = dict[str, Tensor]

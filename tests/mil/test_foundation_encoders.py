@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from mil import encoders
-from mil.architecture import build, build_empty, pooled
 from mil.encoder import EncoderRow, Pooling
 from mil.encoders import ENCODERS, check_mpp
 from mil.foundation import FOUNDATION
-from mil.torchvision_shim import import_timm
+from mil.networks.architecture import build, build_empty, pooled
+from mil.networks.torchvision_shim import import_timm
 
 PUBLISHED = {
     "uni": (1024, "303.4M"),

@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from mil.architecture import build
 from mil.encoders import ENCODERS, load_encoder
+from mil.networks.architecture import build
 from wsi.errors import UsageError
 
 Hub = Callable[..., list[tuple[str, str]]]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mil.losses import CrossEntropy, Focal, balanced_weights
+from mil.training.losses import CrossEntropy, Focal, balanced_weights
 from wsi.errors import UsageError
 
 LOGITS = torch.randn((50, 3), generator=torch.Generator().manual_seed(0)) * 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mil.bags import Bag
-from mil.sampling import Sampling
+from mil.training.sampling import Sampling
 
 
 def make_bag(count: int, slide_id: str = "s", dim: int = 3) -> Bag:

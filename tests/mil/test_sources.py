@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mil.sources import find_stores
+from mil.training.sources import find_stores
 from tiling.output import Output
 from tiling.store import TileStore
 from wsi.durable import make_folder

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil.splits import assign_folds, check_folds, fold_parts
+from mil.training.splits import assign_folds, check_folds, fold_parts
 from wsi.errors import UsageError
 
 

@@ -15,19 +15,19 @@ import pytest
 from numpy.typing import NDArray
 
 import cli
-from mil import members, study
+from mil import study
 from mil.arguments import study_recipe
 from mil.calibration import fit_temperature, probabilities
 from mil.checkpoint import load_model
 from mil.ensemble import bag_logits
 from mil.features import read_bag
-from mil.figures import balanced_accuracy, macro_auroc
-from mil.losses import Focal
 from mil.predictions import Part, read_predictions
-from mil.sources import find_stores
-from mil.stopping import Metric
 from mil.study import StudyRecipe, train_model
-from mil.training import TrainingRecipe
+from mil.training import TrainingRecipe, members
+from mil.training.figures import balanced_accuracy, macro_auroc
+from mil.training.losses import Focal
+from mil.training.sources import find_stores
+from mil.training.stopping import Metric
 from tiling.output import Output
 from tiling.store import TileStore, make_array
 from wsi.errors import RecipeError, UsageError

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mil.torchvision_shim import import_timm
+from mil.networks.torchvision_shim import import_timm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,16 +33,18 @@ def test_timm_imports_here() -> None:
 
 
 def test_the_known_failure_is_cured(tmp_path: Path) -> None:
-    code = (
-        "from mil.torchvision_shim import ensure_torchvision as e\nassert e() is not None\nimport torchvision"
-    )
+    code = """
+from mil.networks.torchvision_shim import ensure_torchvision
+assert ensure_torchvision() is not None
+import torchvision
+"""
     run = run_with_torchvision(tmp_path, BROKEN, code)
     assert run.returncode == 0, run.stderr
 
 
 def test_a_working_torchvision_is_left_alone(tmp_path: Path) -> None:
     code = """
-from mil.torchvision_shim import ensure_torchvision as e
+from mil.networks.torchvision_shim import ensure_torchvision as e
 import torch
 assert e() is None
 assert not hasattr(torch.ops.torchvision, "nms")
@@ -52,17 +54,18 @@ assert not hasattr(torch.ops.torchvision, "nms")
 
 
 def test_another_failure_is_not_hidden(tmp_path: Path) -> None:
-    code = "from mil.torchvision_shim import ensure_torchvision\nensure_torchvision()"
+    code = "from mil.networks.torchvision_shim import ensure_torchvision\nensure_torchvision()"
     run = run_with_torchvision(tmp_path, "raise RuntimeError('something else')", code)
     assert "RuntimeError: something else" in run.stderr
 
 
 def test_importing_loads_neither_timm_nor_scikit_learn() -> None:
-    modules = sorted(path.stem for path in (ROOT / "mil").glob("*.py") if path.stem != "__init__")
+    files = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "mil").rglob("*.py"))]
+    modules = [".".join(file.parts).removesuffix(".__init__") for file in files]
     code = f"""
 import importlib, sys
 for name in {modules}:
-    importlib.import_module("mil." + name)
+    importlib.import_module(name)
 assert not {{'timm', 'torchvision', 'sklearn'}} & set(sys.modules)
 """
     run = subprocess.run(

@@ -13,7 +13,7 @@ from sklearn import metrics as reference
 from mil.evaluation.bootstrap import Resampling, patient_weights
 from mil.evaluation.judged import Judged
 from mil.evaluation.metrics import bin_of, confusion_matrices, figures
-from mil.torchvision_shim import ensure_torchvision
+from mil.networks.torchvision_shim import ensure_torchvision
 from wsi.errors import MicrotomeError, UsageError
 
 MakeCohort = Callable[..., Judged]

@@ -21,7 +21,7 @@ from mil.heads import build_head
 from mil.heads.dsmil import DSMIL
 from mil.heads.nystrom import Landmarks, attend
 from mil.heads.transmil import TransMIL
-from mil.torchvision_shim import ensure_torchvision
+from mil.networks.torchvision_shim import ensure_torchvision
 
 Rows = Callable[..., Tensor]
 Packed = Callable[..., PackedBags]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mil.conv_stem import ConvStem
 from mil.encoder import EncoderRow, Pooling
-from mil.torchvision_shim import import_timm
+from mil.networks.conv_stem import ConvStem
+from mil.networks.torchvision_shim import import_timm
 
 _TIMM_POOLING: dict[Pooling, dict[str, Any]] = {
     Pooling.AVERAGE: {"global_pool": "avg"},

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from mil.calibration import probabilities
-from mil.figures import balanced_accuracy, macro_auroc
 from mil.labels import LabelTable, Split
 from mil.predictions import MemberPredictions, Part, Predictions
-from mil.training import Epoch
+from mil.training.figures import balanced_accuracy, macro_auroc
+from mil.training.fitting import Epoch
 from tiling.commit import canonical
 from tiling.versions import versions
 

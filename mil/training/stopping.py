@@ -30,7 +30,7 @@ class ValidationFigures:
     auroc: float | None
     """See `macro_auroc`; None where a class is missing."""
     balanced_accuracy: float
-    """See `mil.figures.balanced_accuracy`."""
+    """See `mil.training.figures.balanced_accuracy`."""
 
     def rank(self, metric: Metric) -> tuple[float, float]:
         """Lower is better; between equals the lower loss."""

@@ -14,9 +14,9 @@ from mil.bags import BagSource
 from mil.ensemble import bag_logits
 from mil.heads import Head
 from mil.predictions import MemberPredictions, Part
-from mil.records import MemberHistory
-from mil.splits import FoldParts, fold_parts
-from mil.training import Epoch, EpochReport, TrainingRecipe, fit
+from mil.training.fitting import Epoch, EpochReport, TrainingRecipe, fit
+from mil.training.records import MemberHistory
+from mil.training.splits import FoldParts, fold_parts
 
 MemberReport = Callable[[int, int, Epoch], None]
 """Called after each epoch with (number of the member, members in all, what is known of the epoch)."""
@@ -71,7 +71,7 @@ def train_members(
     recipe
         How to train each; every member has a seed of its own, drawn from this one's.
     device, report
-        See `mil.training.fit`.
+        See `mil.training.fitting`.
     """
     count = 1 if folds is None else int(folds.max()) + 1
     members = []

@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mil.records import MemberHistory
-from mil.stopping import Metric
-from mil.training import Epoch
+from mil.training.fitting import Epoch
+from mil.training.records import MemberHistory
+from mil.training.stopping import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from mil.encoder import EncoderRow, Positions
-from mil.weights import State
+from mil.networks.weights import State
 from wsi.errors import UsageError
 
 _NAME = "pos_embed"

@@ -1,0 +1,1 @@
+"""Networks that others trained: built, their weights fetched, renamed, and loaded whole or refused."""
