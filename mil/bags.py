@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -156,21 +156,6 @@ class PackedBags:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def split(self, rows: int) -> Iterator[PackedBags]:
-        """The same bags in order, in parts of at most so many rows; a larger bag is a part by itself."""
-        first, start = 0, 0  # bag and row that the part begins with
-        for last in range(1, len(self) + 1):
-            stop = start + sum(self.sizes[first:last])
-            if last == len(self) or stop + self.sizes[last] - start > rows:
-                inside = slice(start, stop)
-                yield PackedBags(
-                    self.features[inside],
-                    self.bag_of_row[inside] - first,
-                    self.places[inside],
-                    self.sizes[first:last],
-                )
-                first, start = last, stop
-
 
 def pack(bags: Sequence[Bag], *, device: torch.device | None = None) -> PackedBags:
     """Concatenate bags.
@@ -190,7 +175,11 @@ def pack(bags: Sequence[Bag], *, device: torch.device | None = None) -> PackedBa
                 action="Encode all slides with the same encoder",
             )
     sizes = tuple(len(bag) for bag in bags)
-    features = np.concatenate([bag.features for bag in bags], dtype=np.float32)  # (N, D)
+    only = bags[0].features
+    if len(bags) == 1 and only.dtype == np.float32 and only.flags.writeable:
+        features = only  # (N, D): not copied, for nobody writes to it
+    else:
+        features = np.concatenate([bag.features for bag in bags], dtype=np.float32)  # (N, D)
     bag_of_row = np.repeat(np.arange(len(bags)), sizes)  # (N,)
     places = np.concatenate([bag.places for bag in bags])  # (N, 2)
     return PackedBags(
@@ -199,6 +188,17 @@ def pack(bags: Sequence[Bag], *, device: torch.device | None = None) -> PackedBa
         torch.from_numpy(places).to(device),
         sizes,
     )
+
+
+def pack_in_parts(bags: Sequence[Bag], *, rows: int, device: torch.device | None = None) -> list[PackedBags]:
+    """`pack` bags in order, at most so many rows together; a larger bag is a part by itself."""
+    parts: list[list[Bag]] = []
+    for bag in bags:
+        if parts and sum(map(len, parts[-1])) + len(bag) <= rows:
+            parts[-1].append(bag)
+        else:
+            parts.append([bag])
+    return [pack(part, device=device) for part in parts]
 
 
 def each_alone(features: Tensor) -> PackedBags:

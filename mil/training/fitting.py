@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mil.bags import Bag, BagSource, PackedBags, pack
+from mil.bags import Bag, BagSource, PackedBags, pack_in_parts
 from mil.calibration import probabilities
 from mil.ensemble import bag_logits
 from mil.heads import DEFAULT_HEAD, Criterion, Head, Settings, build_head
@@ -34,12 +34,15 @@ from wsi.errors import MicrotomeError, UsageError
 MAX_SEED = 2**63 - 1
 """The largest seed that every generator of torch takes."""
 
-ROWS_AT_A_TIME = 8192
-"""Tiles that go through a head together in training; a step takes the sum of its parts' gradients.
+BYTES_AT_A_TIME = 8 << 20
+"""Features that go through a head together in training; a step takes the sum of its parts' gradients.
 
-More are no faster. On a CPU they are slower: the allocator gives arrays of over 32 MiB back each time.
+More at a time are no faster. On a CPU they are slower: what is larger than 32 MiB is given back to the system
+and fetched anew each time.
 """
 
+Batch = Sequence[PackedBags]
+"""The bags of a step, in parts that go through the head one after the other."""
 Item = TypeVar("Item")
 
 
@@ -219,16 +222,17 @@ def _steps(count: int, recipe: TrainingRecipe) -> int:
 
 def _epochs(
     sources: Sequence[BagSource], labels: Tensor, recipe: TrainingRecipe, device: torch.device
-) -> Iterator[Iterator[tuple[PackedBags, Tensor]]]:
+) -> Iterator[Iterator[tuple[Batch, Tensor]]]:
     """For each epoch its batches with their labels ``(B,)``: all slides once, in an order of its own."""
     order = torch.Generator().manual_seed(recipe.seed)
+    rows = max(1, BYTES_AT_A_TIME // (4 * sources[0].dim))
     in_memory = all(isinstance(source, Bag) for source in sources)
 
-    def batches(epoch: int) -> Iterator[tuple[PackedBags, Tensor]]:
+    def batches(epoch: int) -> Iterator[tuple[Batch, Tensor]]:
         shuffled = torch.randperm(len(sources), generator=order)
         for chosen in torch.split(shuffled, recipe.bags_per_step):
             bags = [recipe.sampling.draw(sources[i], seed=recipe.seed, epoch=epoch) for i in chosen.tolist()]
-            yield pack(bags, device=device), labels[chosen].to(device)
+            yield pack_in_parts(bags, rows=rows, device=device), labels[chosen].to(device)
 
     for epoch in range(recipe.epochs):
         yield batches(epoch) if in_memory else _ahead(batches(epoch))
@@ -245,7 +249,7 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 def _make_step(
     head: Head, recipe: TrainingRecipe, criterion: Criterion, *, steps_in_all: int
-) -> Callable[[PackedBags, Tensor], tuple[float, float]]:
+) -> Callable[[Batch, Tensor], tuple[float, float]]:
     """The function that takes one step on a batch and its labels ``(B,)``.
 
     It returns the sum of the bags' losses, and the learning rate of the step.
@@ -264,12 +268,12 @@ def _make_step(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
-    def step(batch: PackedBags, labels: Tensor) -> tuple[float, float]:
+    def step(parts: Batch, labels: Tensor) -> tuple[float, float]:
         optimizer.zero_grad()
-        parts, total = list(batch.split(ROWS_AT_A_TIME)), torch.zeros((), device=labels.device)
+        total = torch.zeros((), device=labels.device)
         for part, truth in zip(parts, torch.split(labels, [len(part) for part in parts]), strict=True):
             losses = head.losses(part, truth, criterion)  # (b,)
-            torch.autograd.backward(losses.sum() / len(batch))
+            torch.autograd.backward(losses.sum() / len(labels))
             total += losses.detach().sum()
         rate = float(schedule.get_last_lr()[0])
         optimizer.step()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mil.bags import Bag, pack
+from mil.bags import Bag, pack, pack_in_parts
 from mil.segments import (
     segment_argmax,
     segment_log_softmax,
@@ -151,8 +151,8 @@ def test_parts_are_the_same_bags_in_order_and_no_larger_than_they_must_be(
     sizes: list[int], rows: int
 ) -> None:
     rng = np.random.default_rng(0)
-    whole = pack([bag(rng.random((n, 3)).astype(np.float32)) for n in sizes])
-    parts = list(whole.split(rows))
+    bags = [bag(rng.random((n, 3)).astype(np.float32)) for n in sizes]
+    whole, parts = pack(bags), pack_in_parts(bags, rows=rows)
     assert sum((part.sizes for part in parts), ()) == whole.sizes
     assert torch.equal(torch.cat([part.features for part in parts]), whole.features)
     assert torch.equal(torch.cat([part.places for part in parts]), whole.places)

@@ -338,7 +338,7 @@ def test_a_step_in_parts_is_the_step_at_once(monkeypatch: pytest.MonkeyPatch) ->
         settings={"hidden": 16, "attention": 8, "dropout": 0.0}, epochs=3, bags_per_step=4
     )
     whole = fit(cohort(9), class_count=2, recipe=recipe)
-    monkeypatch.setattr("mil.training.fitting.ROWS_AT_A_TIME", 12)
+    monkeypatch.setattr("mil.training.fitting.BYTES_AT_A_TIME", 12 * 8 * 4)
     parts = fit(cohort(9), class_count=2, recipe=recipe)
     assert weights(whole) != weights(parts)  # or nothing was split
     for name, tensor in whole.state_dict().items():
