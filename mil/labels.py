@@ -47,7 +47,7 @@ class SlideLabel:
 
 @dataclass(frozen=True, slots=True)
 class LabelTable:
-    """A sound table: no slide twice, two classes to learn, no patient on two sides or in two folds."""
+    """A sound table: no slide twice, no patient on two sides. To train by, two classes, and sound folds."""
 
     path: Path
     """The file."""
@@ -69,12 +69,20 @@ class LabelTable:
         return max((row.fold + 1 for row in self.rows if row.fold is not None), default=0)
 
 
-def read_labels(path: Path) -> LabelTable:
+def read_labels(path: Path, *, to_train: bool = True) -> LabelTable:
     """Read a CSV file with columns ``slide_id,label`` and, if wanted, ``patient``, ``split`` and ``fold``.
 
     UTF-8 with or without a byte-order mark, any line ends. All is text: a slide called 007 keeps its zeros.
     Blanks around a value are dropped, and letters with accents are brought to one spelling (Unicode NFC);
     other columns are left alone.
+
+    Parameters
+    ----------
+    path
+        The file.
+    to_train
+        Whether a model is to learn from it. A table that a model is only held against may have one class, or
+        no slide for training, and its folds concern nobody.
 
     Raises
     ------
@@ -88,8 +96,16 @@ def read_labels(path: Path) -> LabelTable:
     _refuse_repeats(path, rows)
     _refuse_look_alikes(path, rows)
     _refuse_leaks(path, rows)
-    _refuse_wrong_folds(path, rows)
     table = LabelTable(path, rows)
+    if to_train:
+        _refuse_wrong_folds(path, rows)
+        _refuse_nothing_to_learn(table)
+    return table
+
+
+def _refuse_nothing_to_learn(table: LabelTable) -> None:
+    """Two classes at least, and no other in the test."""
+    path = table.path
     trained = {row.label for row in table.of(Split.TRAIN)}
     if len(trained) < 2:
         found = f"one label ({trained.pop()!r})" if trained else "no slides"
@@ -101,7 +117,6 @@ def read_labels(path: Path) -> LabelTable:
             f"tests on labels that are not trained on: {unseen[0].label!r} ({_lines(unseen)})",
             "Move one such slide to train, or leave them out",
         )
-    return table
 
 
 def labels_to_csv(table: LabelTable) -> bytes:

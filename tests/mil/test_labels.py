@@ -110,6 +110,32 @@ def test_what_would_spoil_an_experiment_is_refused(tmp_path: Path, content: str 
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "slide_id,label\ns1,a\ns2,a\n",
+        "slide_id,label,split\ns1,a,test\ns2,b,test\n",
+        "slide_id,label,split\ns1,a,train\ns2,b,train\ns3,c,test\n",
+        "slide_id,label,fold\ns1,a,1\ns2,b,3\n",
+    ],
+)
+def test_a_table_that_nobody_learns_from_may_have_one_class_or_be_all_test(
+    tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(content)
+    assert len(read_labels(path, to_train=False).rows) == content.count("\n") - 1
+    with pytest.raises(UsageError):
+        read_labels(path)
+
+
+def test_a_patient_on_two_sides_is_refused_whoever_reads(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label,patient,split\ns1,a,p,train\ns2,a,p,test\n")
+    with pytest.raises(UsageError, match="both train and test"):
+        read_labels(path, to_train=False)
+
+
 def test_letters_with_accents_have_one_spelling(tmp_path: Path) -> None:
     table = read(tmp_path, "slide_id,label\nmu\u0308,é\ns2,e\u0301\ns3,b\n")
     assert table.classes == ("b", "é")
