@@ -14,7 +14,7 @@ Ten-fold cross-validation, five times with other folds (Ilse et al. 2018, table 
 - no early stopping: there is no validation fold.
 
 Published, for comparison: what each head's paper says, 10 folds x 5. Ranges: what an honest run gives. A
-figure far above them would mean a leak: choosing the best epoch by the test fold lifts MUSK1 to 0.97.
+figure far above them would mean a leak, such as an epoch that was chosen by the test fold.
 
 The data (MUSK: UCI, CC-BY-4.0; ELEPHANT: Andrews et al. 2002) are read from the folder that MICROTOME_DATA
 names, data/mil/NAME.npz: `X` (instances, features), `bag` (instances,), `bag_y` (bags,).
