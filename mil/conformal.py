@@ -184,6 +184,20 @@ def rank(count: int, alpha: float) -> int:
     return math.ceil(exact - 1e-9)  # 0.9 times 10 must not become 10 by its last bit
 
 
+def fewest(alpha: float) -> int:
+    """How many calibration scores are the fewest that rule out anything: the least count with such a `rank`.
+
+    Examples
+    --------
+    >>> fewest(0.1), fewest(0.05)
+    (9, 19)
+    """
+    count = max(1, math.ceil((1 - alpha) / alpha) - 2)  # but for rounding
+    while rank(count, alpha) > count:
+        count += 1
+    return count
+
+
 def _quantile(scores: NDArray[np.float64], alpha: float) -> float:
     """The l-th smallest score."""
     if not 0 < alpha < 1:

@@ -8,7 +8,7 @@ from mil.assessment.calibrating import Calibrations
 from mil.assessment.cohort import OUT_OF_FOLD
 from mil.assessment.findings import Finding
 from mil.assessment.settings import AssessmentSettings
-from mil.conformal import rank
+from mil.conformal import fewest
 
 
 def cautions(
@@ -30,8 +30,9 @@ def _intervals(findings: Sequence[Finding], settings: AssessmentSettings) -> Ite
     )
     if any(finding.cohort.after.patient_count < len(finding.cohort) for finding in findings):
         yield (
-            "patients have several slides: DeLong's intervals, exact intervals of shares, and the range of a "
-            "perfectly calibrated model take slides for independent, and are too narrow"
+            "patients have several slides: intervals of shares are of as many slides as patients make "
+            "independent (Korn and Graubard); DeLong's intervals, and the range of a perfectly calibrated "
+            "model, take slides for independent, and are too narrow"
         )
 
 
@@ -60,7 +61,7 @@ def _calibration(
     for entry in calibrations.members:
         if entry.note:
             yield f"the temperature of member {entry.member} stays 1: {entry.note}"
-    needed = next(n for n in range(1, 10**9) if rank(n, settings.alpha) <= n)
+    needed = fewest(settings.alpha)
     if any(finding.cohort.member_of_slide is not None for finding in findings):
         few = [str(entry.member) for entry in calibrations.members if entry.patients < needed]
         if few:

@@ -16,7 +16,7 @@ from mil.evaluation.delong import auc_interval, bound_of_a_perfect_area, delong
 from mil.evaluation.judged import Judged
 from mil.evaluation.metrics import confusion_matrices, figures
 from mil.evaluation.reliability import Reliability, reliability
-from mil.evaluation.selective import Share, report_gate, risk_coverage, share
+from mil.evaluation.selective import Share, report_gate, risk_coverage, share_of
 from mil.gate import Decision
 
 FOLD_FIGURES = ("AUROC", "AUPRC", "balanced accuracy", "F1", "accuracy", "Brier score")
@@ -74,7 +74,7 @@ def find(cohort: Cohort, settings: AssessmentSettings) -> Finding:
 
 
 def figures_as_json(judged: Judged, resampling: Resampling) -> dict[str, Any]:
-    """Each figure with its interval; a perfect AUROC with a bound that is not empty."""
+    """Each figure with its interval; a perfect AUROC, accuracy or recall with a bound that is not empty."""
     found = {name: as_json(figure) for name, figure in bootstrap(judged, resampling).items()}
     for index in one_against_the_rest(judged):
         area = found["AUROC" if len(judged.classes) == 2 else f"AUROC of {judged.classes[index]}"]
@@ -87,12 +87,14 @@ def figures_as_json(judged: Judged, resampling: Resampling) -> dict[str, Any]:
         bound = bound_of_a_perfect_area(*sides, level=resampling.level)
         area["interval"] = [bound, 1.0] if area["value"] == 1 else [0.0, 1 - bound]
         area["note"] = "exact bound from disjoint pairs of patients: the bootstrap has no width here"
-    accuracy = found["accuracy"]
-    if accuracy["value"] in (0.0, 1.0):
-        count = judged.patient_count
-        exact = share(count if accuracy["value"] == 1 else 0, count, level=resampling.level)
-        accuracy["interval"] = [exact.low, exact.high]
-        accuracy["note"] = "Clopper-Pearson over patients: the bootstrap has no width here"
+    rows = {"accuracy": np.ones(len(judged), np.bool_)}
+    rows |= {f"recall of {name}": judged.labels == index for index, name in enumerate(judged.classes)}
+    for name, counted in rows.items():
+        if found[name]["value"] in (0.0, 1.0):
+            owners = np.array(judged.patients)[counted]
+            exact = share_of(judged.correct[counted], owners, level=resampling.level)
+            found[name]["interval"] = [exact.low, exact.high]
+            found[name]["note"] = "Clopper-Pearson over patients: the bootstrap has no width here"
     return found
 
 
@@ -150,14 +152,14 @@ def _areas(judged: Judged, level: float) -> dict[str, Any]:
 def _coverage(judged: Judged, sets: NDArray[np.bool_], alpha: float) -> dict[str, Any]:
     """How often sets hold the true class, and how large they are."""
     held = sets[np.arange(len(judged)), judged.labels]
-    sizes = sets.sum(axis=1)
+    sizes, owner = sets.sum(axis=1), np.array(judged.patients)
     by_class = {
-        name: share_as_json(share(int(held[judged.labels == c].sum()), int((judged.labels == c).sum())))
+        name: share_as_json(share_of(held[judged.labels == c], owner[judged.labels == c]))
         for c, name in enumerate(judged.classes)
     }
     return {
         "wanted": 1 - alpha,
-        "coverage": share_as_json(share(int(held.sum()), len(held))),
+        "coverage": share_as_json(share_of(held, owner)),
         "coverage_by_class": by_class,
         "mean_size": float(sizes.mean()),
         "slides_by_size": {str(size): int((sizes == size).sum()) for size in range(len(judged.classes) + 1)},
@@ -166,7 +168,7 @@ def _coverage(judged: Judged, sets: NDArray[np.bool_], alpha: float) -> dict[str
 
 def _gate(judged: Judged, decisions: Sequence[Decision], settings: AssessmentSettings) -> dict[str, Any]:
     review = np.array([decision.review for decision in decisions])
-    found = report_gate(review, judged.correct, level=settings.resampling.level)
+    found = report_gate(review, judged.correct, judged.patients, level=settings.resampling.level)
     curve = risk_coverage(judged.confidence, judged.correct)
     return {
         "threshold": settings.gate.threshold,

@@ -7,6 +7,7 @@ the area under the risk-coverage curve (AURC): Y. Geifman, G. Uziel, R. El-Yaniv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Share:
     of: int
     """Cases."""
     low: float | None
-    """Lower end of the exact interval; None without cases."""
+    """Lower end of the interval, see `share` and `share_of`; None without cases."""
     high: float | None
     """Upper end."""
 
@@ -74,23 +75,81 @@ def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> RiskCoverage:
     return RiskCoverage(numbers / len(sure), risk, float(risk.mean()))
 
 
-def report_gate(review: ArrayLike, correct: ArrayLike, *, level: float = 0.95) -> GateReport:
-    """Shares of slides that need review ``(m,)`` or not, and of right ones ``(m,)`` on either side."""
-    asked, right = np.asarray(review, np.bool_), np.asarray(correct, np.bool_)
+def report_gate(
+    review: ArrayLike, correct: ArrayLike, patients: Sequence[str], *, level: float = 0.95
+) -> GateReport:
+    """Shares of slides that need review ``(m,)`` or not, and of right ones ``(m,)`` on either side.
+
+    `patients` are m names: whose slides they are.
+    """
+    asked, right, owner = np.asarray(review, np.bool_), np.asarray(correct, np.bool_), np.asarray(patients)
     return GateReport(
-        share(int((~asked).sum()), len(asked), level=level),
-        share(int(right[~asked].sum()), int((~asked).sum()), level=level),
-        share(int(right[asked].sum()), int(asked.sum()), level=level),
+        share_of(~asked, owner, level=level),
+        share_of(right[~asked], owner[~asked], level=level),
+        share_of(right[asked], owner[asked], level=level),
     )
 
 
 def share(count: int, of: int, *, level: float = 0.95) -> Share:
-    """A share with its exact interval (C. Clopper, E. Pearson, Biometrika 26, 1934)."""
+    """A share of independent cases with its exact interval (C. Clopper, E. Pearson, Biometrika 26, 1934)."""
+    return Share(count, of, *_exact(count, of, level))
+
+
+def share_of(hits: ArrayLike, patients: ArrayLike, *, level: float = 0.95) -> Share:
+    r"""A share of slides, of which a patient may have several, with an interval that counts patients.
+
+    Slides of a patient are alike, and taken for independent they make the interval much too narrow. E. Korn,
+    B. Graubard, "Confidence Intervals for Proportions with Small Expected Number of Positive Counts Estimated
+    from Survey Data", Survey Methodology 24, 1998: the exact interval, of as many independent slides as would
+    have the variance of this share p. With :math:`x_i` of the :math:`n_i` slides of patient i, P patients and
+    n slides
+
+    .. math::
+
+        v = \frac{P}{P - 1} \sum_i \frac{(x_i - p\,n_i)^2}{n^2}, \qquad
+        n^* = \frac{p (1 - p)}{v} \left( \frac{t_{n - 1}}{t_{P - 1}} \right)^2
+
+    and never more than n. Where all slides agree v says nothing, and each patient counts once. Where each
+    patient has one slide it is the exact interval.
+
+    Parameters
+    ----------
+    hits
+        ``(m,)`` bool: the slides that are counted.
+    patients
+        ``(m,)`` names.
+    level
+        Of the interval.
+    """
+    found = np.asarray(hits, np.bool_)
+    count, of = int(found.sum()), len(found)
+    owner = np.unique(np.asarray(patients), return_inverse=True)[1]
+    sizes = np.bincount(owner)  # (P,)
+    number = len(sizes)
+    if number == of:
+        return share(count, of, level=level)
+    effective = float(number)
+    value = count / of
+    if 0 < count < of and number > 1:
+        from scipy.stats import t
+
+        apart = np.bincount(owner, found) - value * sizes  # (P,)
+        variance = number / (number - 1) * float(apart @ apart) / of**2
+        quantiles = t.ppf((1 + level) / 2, [of - 1, number - 1])
+        effective = value * (1 - value) * float(quantiles[0] / quantiles[1]) ** 2
+        effective = min(float(of), effective / variance) if variance > effective / of else float(of)
+    elif 0 < count < of:
+        effective = 1.0  # one patient says nothing of others
+    return Share(count, of, *_exact(value * effective, effective, level))
+
+
+def _exact(count: float, of: float, level: float) -> tuple[float | None, float | None]:
+    """Clopper and Pearson's interval; of numbers that need not be whole."""
     if of == 0:
-        return Share(count, of, None, None)
+        return None, None
     from scipy.stats import beta  # takes a second to import
 
     tail = (1 - level) / 2
-    low = float(beta.ppf(tail, count, of - count + 1)) if count else 0.0
+    low = float(beta.ppf(tail, count, of - count + 1)) if count > 0 else 0.0
     high = float(beta.ppf(1 - tail, count + 1, of - count)) if count < of else 1.0
-    return Share(count, of, low, high)
+    return low, high

@@ -22,6 +22,7 @@ from mil.assessment.tables import SHOWN, comparison_summary, full_names, slides_
 from mil.checkpoint import Calibration
 from mil.conformal import ConformalRule
 from mil.evaluation.bootstrap import Resampling
+from mil.evaluation.judged import Judged
 from mil.gate import Gate
 from mil.predictions import Predictions
 from tiling.commit import canonical
@@ -106,6 +107,7 @@ def test_perfection_has_a_bound_that_is_not_empty(make_study: MakeStudy) -> None
     assert figures["AUROC"]["interval"] == pytest.approx([0.025 ** (1 / min(positive, 40 - positive)), 1.0])
     assert figures["accuracy"]["interval"][0] == pytest.approx(0.025 ** (1 / 40))
     assert "no width" in figures["AUROC"]["note"]
+    assert figures["recall of kind 1"]["interval"][0] == pytest.approx(0.025 ** (1 / positive))
     assert figures["F1"]["interval"] is None
     assert "all resamples agree" in figures["F1"]["note"]
 
@@ -137,6 +139,36 @@ def test_pictures_are_made_the_same_twice_whatever_the_cohort(make_study: MakeSt
     assert first == again
     assert sorted(first) == ["confusion.png", "reliability.png", "risk-coverage.png", "roc.png"]
     assert all(data.startswith(b"\x89PNG") for data in first.values())
+
+
+def test_two_slides_a_patient_make_no_interval_narrower_than_one(make_study: MakeStudy) -> None:
+    """Each slide beside a copy of itself is no more to go by."""
+    cohort = cohort_of(make_study(60))
+    twice = np.repeat(np.arange(60), 2)
+
+    def doubled(judged: Judged) -> Judged:
+        return Judged(
+            judged.classes,
+            tuple(f"{judged.slide_ids[row]}-{number}" for number, row in enumerate(twice)),
+            tuple(judged.patients[row] for row in twice),
+            judged.labels[twice],
+            judged.probabilities[twice],
+        )
+
+    both = replace(
+        cohort,
+        before=doubled(cohort.before),
+        after=doubled(cohort.after),
+        member_of_slide=None,
+        sets=cohort.sets[twice],
+        class_sets=cohort.class_sets[twice],
+    )
+    one, two = find(cohort, QUICK).content, find(both, QUICK).content
+    for name in ("confirmed", "accuracy_of_confirmed", "accuracy_of_review"):
+        assert two["gate"][name]["of"] == 2 * one["gate"][name]["of"]
+        assert two["gate"][name]["interval"] == pytest.approx(one["gate"][name]["interval"], abs=0.02), name
+    first, second = (found["conformal"]["marginal"]["coverage"]["interval"] for found in (one, two))
+    assert second == pytest.approx(first, abs=0.02)
 
 
 def test_folds_are_given_each_and_their_mean(make_study: MakeStudy) -> None:
@@ -201,6 +233,12 @@ def test_the_law_of_coverage_is_given_beside_the_rules() -> None:
     assert coverage_law(8, 0.1) is None
     found = coverage_law(100, 0.1)
     assert found == pytest.approx({"mean": 0.9010, "deviation": 0.0295}, abs=2e-4)
+
+
+def test_an_error_that_no_cohort_could_hold_is_answered_at_once(make_study: MakeStudy) -> None:
+    study, tiny = make_study(20), replace(QUICK, alpha=1e-9)
+    said = "\n".join(cautions([find(cohort_of(study), tiny)], calibrate(study, alpha=1e-9), tiny))
+    assert "with alpha 1e-09, which needs 99999999" in said
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": 0.0}, {"alpha": 1.5}, {"mc_dropout": 1}, {"mc_dropout": -1}])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
-from mil.evaluation.selective import report_gate, risk_coverage, share
+from mil.evaluation.selective import report_gate, risk_coverage, share, share_of
 
 
 def test_the_last_risk_is_the_overall_error_and_useless_confidence_has_it_everywhere() -> None:
@@ -50,7 +50,42 @@ def test_a_share_of_nothing_is_unknown() -> None:
 
 
 def test_the_gate_report_counts_both_sides() -> None:
-    found = report_gate([True, False, False, True, False], [True, True, False, False, True])
+    found = report_gate([True, False, False, True, False], [True, True, False, False, True], list("abcde"))
     assert (found.kept.count, found.kept.of) == (3, 5)
     assert (found.accuracy_kept.count, found.accuracy_kept.of) == (2, 3)
     assert (found.accuracy_review.count, found.accuracy_review.of) == (1, 2)
+
+
+def test_with_one_slide_a_patient_a_share_is_exact_and_copies_of_slides_add_nothing() -> None:
+    hits = np.array([True] * 13 + [False] * 7)
+    names = np.array([f"patient-{row}" for row in range(20)])
+    assert share_of(hits, names) == share(13, 20)
+    twice = share_of(np.repeat(hits, 5), np.repeat(names, 5))
+    assert (twice.count, twice.of) == (65, 100)
+    once = share(13, 20)
+    assert once.low is not None
+    assert once.high is not None
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), abs=0.03)
+    all_right, of_patients = share_of(np.ones(60, np.bool_), np.repeat(names, 3)), share(20, 20)
+    assert (all_right.low, all_right.high) == (of_patients.low, of_patients.high)
+    alone = share_of([True, False, True], ["a"] * 3)
+    assert alone.low is not None
+    assert alone.low < 0.05
+
+
+def test_intervals_of_shares_hold_the_truth_where_slides_of_a_patient_are_alike() -> None:
+    """Exact intervals of slides, taken for independent, hold it in three of four cohorts."""
+    rng = np.random.default_rng(0)
+    held, exact, cohorts = 0, 0, 400
+    for _ in range(cohorts):
+        owner = np.repeat(np.arange(30), rng.integers(1, 7, 30))
+        own, other = rng.normal(size=30)[owner], rng.normal(size=len(owner))
+        hits = np.sqrt(0.9) * own + np.sqrt(0.1) * other < norm.ppf(0.7)
+        for found in (by_patient := share_of(hits, owner), share(int(hits.sum()), len(hits))):
+            assert found.low is not None
+            assert found.high is not None
+            inside = found.low <= 0.7 <= found.high
+            held += inside and found is by_patient
+            exact += inside and found is not by_patient
+    assert held / cohorts > 0.93
+    assert exact / cohorts < 0.85
