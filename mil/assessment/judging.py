@@ -66,8 +66,20 @@ def open_slides(output: Output, slide_ids: Sequence[str], model: Model) -> Slide
     )
 
 
-def new_slides(table: LabelTable, model: Model, predictions: Predictions | None) -> tuple[SlideLabel, ...]:
+def new_slides(
+    table: LabelTable, model: Model, predictions: Predictions | None, studied: LabelTable | None = None
+) -> tuple[SlideLabel, ...]:
     """The slides of a label table that a model may be tested on: with a split those for testing, else all.
+
+    Parameters
+    ----------
+    table
+        The other cohort's.
+    model, predictions
+        The model's card, and what its members said of slides that were held out from them.
+    studied
+        The table that the model was trained by, which knows patients whose slides no member was held out
+        from; None where it is lost.
 
     Raises
     ------
@@ -82,7 +94,7 @@ def new_slides(table: LabelTable, model: Model, predictions: Predictions | None)
             path=table.path,
             action=f"Use its classes: {', '.join(model.classes)}",
         )
-    slides, patients = _learnt_from(model, predictions)
+    slides, patients = _learnt_from(model, predictions, studied)
     seen = [row.slide_id for row in rows if row.slide_id in slides]
     if seen:
         raise UsageError(
@@ -100,7 +112,9 @@ def new_slides(table: LabelTable, model: Model, predictions: Predictions | None)
     return rows
 
 
-def _learnt_from(model: Model, predictions: Predictions | None) -> tuple[set[str], set[str]]:
+def _learnt_from(
+    model: Model, predictions: Predictions | None, studied: LabelTable | None
+) -> tuple[set[str], set[str]]:
     """Slides and patients of the study: each was trained on, or chose an epoch, for some member."""
     slides = {str(name) for name in model.training.get("slides", ())}
     patients = set(slides)
@@ -108,6 +122,9 @@ def _learnt_from(model: Model, predictions: Predictions | None) -> tuple[set[str
         if entry.part is not Part.EXTERNAL:
             slides |= set(entry.slide_ids)
             patients |= set(entry.patients)
+    for row in studied.of(Split.TRAIN) if studied else ():
+        slides.add(row.slide_id)
+        patients.add(row.patient or row.slide_id)
     return slides, patients
 
 

@@ -50,7 +50,7 @@ from tiling.versions import versions
 from wsi.durable import write_file
 from wsi.errors import DamagedError, RecipeError, UsageError
 
-METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.csv"
+METRICS_FILE, PREDICTIONS_FILE, LABELS_FILE = "metrics.json", "predictions.csv", "labels.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class _Trained:
     predictions: Predictions | None
     calibrations: Calibrations
     identity: dict[str, Any]
+    studied: LabelTable | None
 
 
 def default_folder(model: Path) -> Path:
@@ -136,7 +137,7 @@ def evaluate_model(
     trained = [
         _read(path, *one, settings) for path, one in zip(filter(None, (model, against)), loaded, strict=True)
     ]
-    table = read_labels(labels) if labels else None
+    table = read_labels(labels, to_train=False) if labels else None
     features = [
         _open(output if table or (first and settings.needs_features) else None, table, one)
         for first, one in zip((True, False), trained, strict=False)
@@ -183,7 +184,9 @@ def _read(folder: Path, model: Model, ensemble: Ensemble, settings: AssessmentSe
     identity = {"name": model.name, "weights_sha256": model.weights_sha256, "predictions_sha256": None}
     if predictions is not None:
         identity["predictions_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _Trained(model, ensemble, predictions, calibrations, identity)
+    labels = folder / LABELS_FILE
+    studied = read_labels(labels, to_train=False) if labels.exists() else None
+    return _Trained(model, ensemble, predictions, calibrations, identity, studied)
 
 
 def _open(output: Output | None, table: LabelTable | None, trained: _Trained) -> Slides | None:
@@ -191,7 +194,7 @@ def _open(output: Output | None, table: LabelTable | None, trained: _Trained) ->
     if output is None:
         return None
     if table is not None:
-        rows = new_slides(table, trained.model, trained.predictions)
+        rows = new_slides(table, trained.model, trained.predictions, trained.studied)
         return open_slides(output, [row.slide_id for row in rows], trained.model)
     names: dict[str, None] = {}
     for entry in trained.predictions.members if trained.predictions else ():
@@ -205,7 +208,7 @@ def _cohorts(
     """Another cohort; or what training held out, and external test slides if there were some."""
     classes, fits = trained.model.classes, trained.calibrations
     if table is not None and slides is not None:
-        rows = new_slides(table, trained.model, trained.predictions)
+        rows = new_slides(table, trained.model, trained.predictions, trained.studied)
         entries = judge_slides(rows, slides, trained.ensemble, classes=classes)
         found = [by_ensemble(NEW, entries, fits, classes=classes)]
     elif trained.predictions is not None:

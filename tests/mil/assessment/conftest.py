@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         seed: int = 0,
         features: FeatureRecipe | None = None,
         classes: tuple[str, ...] = ("kind 0", "kind 1"),
+        files: Mapping[str, bytes] | None = None,
     ) -> Path:
         classes = predictions.classes if predictions else classes
         small = {"hidden": 16, "attention": 8}
@@ -101,9 +102,9 @@ def make_model(tmp_path: Path) -> MakeModel:
         ensemble = Ensemble(tuple(heads), (1.0,) * members)
         recipe = features or FeatureRecipe.from_json(RECIPE)
         folder = tmp_path / name
-        files = {"predictions.csv": predictions_to_csv(predictions)} if predictions else {}
+        kept = {"predictions.csv": predictions_to_csv(predictions)} if predictions else {}
         model = describe(ensemble, name=name, classes=classes, features=recipe)
-        save_model(folder, ensemble, model, files=files)
+        save_model(folder, ensemble, model, files=kept | dict(files or {}))
         return folder
 
     return make

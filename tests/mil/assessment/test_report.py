@@ -18,6 +18,7 @@ from mil.assessment import report as module
 from mil.assessment.judging import Slides
 from mil.assessment.report import default_folder, evaluate_model
 from mil.assessment.settings import Wanted
+from mil.assessment.tables import summary
 from mil.bags import Bag
 from mil.checkpoint import Model, load_model
 from mil.device import Precision
@@ -199,6 +200,34 @@ def test_a_new_cohort_on_disk_is_judged_by_the_whole_ensemble(
         evaluate_model(
             stranger, tmp_path / "other", output=fresh, labels=table(tmp_path, FRESH), wanted=QUICK
         )
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_cohort_of_one_class_or_for_testing_alone_is_judged_and_has_no_auroc(
+    trained: Path, slides: Output, tmp_path: Path
+) -> None:
+    one_class = table(tmp_path, "fresh-1,kind 0,p1\nfresh-2,kind 0,p2\n")
+    for_testing = tmp_path / "test.csv"
+    for_testing.write_text("slide_id,label,split\nfresh-1,kind 0,test\nfresh-2,kind 0,test\n")
+    for number, labels in enumerate((one_class, for_testing)):
+        folder = tmp_path / f"report-{number}"
+        found = evaluate_model(trained, folder, output=slides, labels=labels, wanted=QUICK).content
+        cohort = found["cohorts"]["slides of another cohort"]
+        assert cohort["slides"]["all"]["slides"] == 2
+        assert cohort["figures"]["AUROC"]["value"] is None
+        assert summary("it", cohort)["AUROC"].startswith("n/a: only one class (kind 0)")
+
+
+@pytest.mark.usefixtures("quick")
+def test_patients_of_a_model_without_folds_are_refused_by_its_own_table(
+    make_model: MakeModel, slides: Output, tmp_path: Path
+) -> None:
+    """Nothing was held out, so its predictions name none of the patients that it learnt from."""
+    learnt = b"slide_id,label,patient\nold-1,kind 0,patient-1\nold-2,kind 1,patient-2\n"
+    model = make_model(None, members=1, files={"labels.csv": learnt})
+    labels = table(tmp_path, "new-1,kind 0,patient-1\nnew-2,kind 1,patient-9\n")
+    with pytest.raises(UsageError, match="patients whose other slides the model learnt from: patient-1"):
+        evaluate_model(model, tmp_path / "report", output=slides, labels=labels, wanted=QUICK)
 
 
 @pytest.mark.usefixtures("quick")
