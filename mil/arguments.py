@@ -27,7 +27,9 @@ def add_encoder(parser: ArgumentParser) -> None:
 
 def add_network(parser: ArgumentParser) -> None:
     """Its weights, and what it runs on."""
-    parser.add_argument("--weights", type=Path, help="file with the encoder's weights (.safetensors, .pth)")
+    parser.add_argument(
+        "--weights", type=Path, help="file with the encoder's weights (.safetensors, .pth, .bin)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16", "fp16"], help="default: the fastest this machine has"
@@ -206,7 +208,7 @@ def study_recipe(arguments: Namespace) -> StudyRecipe:
     loss = Focal(**given(arguments, "gamma")) if arguments.loss == "focal" else CrossEntropy()
     training = TrainingRecipe(
         **given(arguments, *_OF_TRAINING),
-        settings=dict(map(_setting, arguments.settings or ())),
+        settings=_settings(arguments.settings or ()),
         loss=loss,
         balance_classes=not arguments.no_class_weights,
     )
@@ -234,7 +236,7 @@ def training_options(recipe: StudyRecipe) -> list[str]:
         if value is not None:
             options += [f"--{name.replace('_', '-')}", str(value)]
     for name, number in training.settings.items():
-        options += ["--set", f"{name}={number}"]
+        options += ["--set", f"{name}={+number}"]  # True is 1
     if not training.balance_classes:
         options.append("--no-class-weights")
     if recipe.contexts:
@@ -251,6 +253,14 @@ def memory_bytes(arguments: Namespace) -> int:
     if not 0 <= arguments.memory < 1e6:
         raise UsageError(f"--memory is {arguments.memory:g} GiB", action="Give 0 or more")
     return int(arguments.memory * 2**30)
+
+
+def _settings(texts: Sequence[str]) -> dict[str, int | float]:
+    pairs = [_setting(text) for text in texts]
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        raise UsageError("--set names a setting twice", action="Give each once")
+    return settings
 
 
 def _setting(text: str) -> tuple[str, int | float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from mil.adaptors import ADAPTORS
 from mil.heads.abmil import ABMIL
 from mil.heads.acmil import ACMIL
@@ -15,6 +18,7 @@ from mil.heads.gated_abmil import GatedABMIL
 from mil.heads.max_embedding import MaxEmbedding
 from mil.heads.max_instance import MaxInstance
 from mil.heads.mean import Mean
+from mil.heads.settings import check_settings
 from mil.heads.transmil import TransMIL
 from wsi.errors import UsageError
 
@@ -39,6 +43,7 @@ HEADS: dict[str, type[Head]] = {head.name: head for head in _HEADS}
 """Heads by name; docs/heads.md says which when."""
 
 DEFAULT_HEAD = GatedABMIL.name
+Made = TypeVar("Made")
 
 
 def build_head(
@@ -78,18 +83,22 @@ def build_head(
         raise UsageError(
             f"there is no adaptor {adaptor!r}", action=f"Use one of {', '.join(sorted(ADAPTORS))}"
         )
-    try:
-        front = ADAPTORS[adaptor](dim, **of_front)
-    except (TypeError, ValueError) as error:
-        raise _refused(f"adaptor {adaptor!r}", error) from error
+    front = _made(f"adaptor {adaptor!r}", ADAPTORS[adaptor], of_front, dim)
     return AdaptedHead(front, _head(name, front.width, classes, of_head))
 
 
 def _head(name: str, dim: int, classes: int, settings: Settings) -> Head:
+    return _made(f"head {name!r}", HEADS[name], settings, dim, classes)
+
+
+def _made(what: str, make: Callable[..., Made], settings: Settings, *sizes: int) -> Made:
     try:
-        return HEADS[name](dim, classes, **settings)
+        check_settings(make, settings)
+        return make(*sizes, **settings)
     except (TypeError, ValueError) as error:
-        raise _refused(f"head {name!r}", error) from error
+        raise _refused(what, error) from error
+    except RuntimeError as error:  # torch's own, for more memory than there is
+        raise _refused(what, "it would be too large for this machine's memory") from error
 
 
 def _refused(what: str, why: object) -> UsageError:

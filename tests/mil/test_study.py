@@ -265,7 +265,7 @@ def test_three_classes_and_slides_without_a_label(desk: Desk) -> None:
 def test_the_options_in_the_card_ask_for_the_same_study() -> None:
     training = TrainingRecipe(
         head="clam_mb",
-        settings={"hidden": 32, "dropout": 0.5, "adaptor.reduction": 4},
+        settings={"hidden": 32, "dropout": 0.5, "subtyping": True, "adaptor.reduction": 4},
         adaptor="channel_attention",
         loss=Focal(gamma=1.5),
         balance_classes=False,
@@ -427,6 +427,9 @@ def test_a_table_that_would_spoil_the_study_is_refused_by_name_before_any_work(
         (["--head", "wizard"], "no head 'wizard'"),
         (["--set", "depth=3"], "does not take these settings"),
         (["--set", "hidden"], "--set is 'hidden'"),
+        (["--set", "hidden=many"], "--set is 'hidden=many'"),
+        (["--set", "attention=0"], "attention is 0, and must be a whole number from 1"),
+        (["--set", "hidden=9"], "--set names a setting twice"),
         (["--adaptor", "spectacles"], "no adaptor 'spectacles'"),
         (["--focal-gamma", "1"], "--focal-gamma belongs to another loss"),
         (["--loss", "focal", "--focal-gamma", "-1"], "gamma is -1"),

@@ -282,11 +282,32 @@ def test_dsmil_that_projects_values_has_the_parameters_of_the_method() -> None:
         ("acmil", {"branches": 0}),
         ("acmil", {"masked": 1.1}),
         ("mean", {"adaptor.reduction": 4}),
+        ("mean", {"hidden": -1}),
+        ("mean", {"hidden": 0}),
+        ("mean", {"hidden": 8.5}),
+        ("mean", {"hidden": 10**12}),
+        ("abmil", {"hidden": 10**6, "attention": 10**6}),
+        ("mean", {"dropout": float("nan")}),
+        ("mean", {"dropout": 1}),
+        ("clam_sb", {"k_sample": 2.5}),
+        ("clam_sb", {"subtyping": 2}),
+        ("clam_mb", {"bag_weight": float("nan")}),
+        ("dsmil", {"project_values": float("nan")}),
+        ("transmil", {"iterations": float("nan")}),
+        ("transmil", {"iterations": -1}),
+        ("dtfd", {"groups": 2.5}),
+        ("acmil", {"top": float("nan")}),
     ],
 )
 def test_settings_that_a_head_does_not_have_are_refused(name: str, settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"head '{name}' does not take these settings"):
         build_head(name, dim=4, classes=2, settings=settings)
+
+
+@pytest.mark.parametrize("reduction", [0, -1, 1.5, float("nan"), 10**30])
+def test_settings_that_an_adaptor_cannot_have_are_refused(reduction: float) -> None:
+    with pytest.raises(UsageError, match="adaptor 'cbam' does not take these settings"):
+        build_head("mean", dim=4, classes=2, adaptor="cbam", settings={"adaptor.reduction": reduction})
 
 
 def test_unknown_names_are_refused() -> None:
