@@ -99,6 +99,8 @@ class TrainingRecipe:
         ):
             if not value >= least:
                 raise _refused(f"{name} is {value}; at least {least} is needed")
+        if self.weight_decay == math.inf:
+            raise _refused("weight decay is infinite")
         if self.seed > MAX_SEED:
             raise UsageError(
                 f"seed is {self.seed}; at most {MAX_SEED} is possible", action="Choose a smaller seed"
@@ -230,7 +232,7 @@ def _epochs(
 
     def batches(epoch: int) -> Iterator[tuple[Batch, Tensor]]:
         shuffled = torch.randperm(len(sources), generator=order)
-        for chosen in torch.split(shuffled, recipe.bags_per_step):
+        for chosen in torch.split(shuffled, min(recipe.bags_per_step, len(shuffled))):
             bags = [recipe.sampling.draw(sources[i], seed=recipe.seed, epoch=epoch) for i in chosen.tolist()]
             yield pack_in_parts(bags, rows=rows, device=device), labels[chosen].to(device)
 

@@ -66,8 +66,10 @@ class Focal:
 
         def losses(logits: Tensor, labels: Tensor) -> Tensor:
             entropies = _cross_entropies(logits, labels)  # (B,)
-            # 1 - p by expm1: next to p = 1 a difference of floats has lost the digits that matter.
-            return (-torch.expm1(-entropies)) ** self.gamma * entropies * class_weights[labels]
+            # 1 - p by expm1: next to p = 1 a difference of floats has lost the digits that matter. Where
+            # even that is 0, the slope of a power below 1 is infinite, and times 0 it would be NaN.
+            unsure = (-torch.expm1(-entropies)).clamp(min=torch.finfo(entropies.dtype).tiny)  # (B,)
+            return unsure**self.gamma * entropies * class_weights[labels]
 
         return losses
 

@@ -38,6 +38,15 @@ def test_focal_loss_fades_what_is_judged_rightly_and_has_a_gradient_there() -> N
     assert sure.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0, 2.0])
+def test_a_bag_that_is_certain_has_a_gradient_of_zero_and_not_nan(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0.0], [20.0, 0.0]], requires_grad=True)
+    losses = Focal(gamma).criterion(torch.ones(2))(logits, torch.tensor([0, 0]))
+    losses.sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.zeros(2, 2), atol=1e-6, rtol=0)
+
+
 def test_a_rare_class_weighs_as_much_as_a_common_one_in_all() -> None:
     labels = torch.tensor([0] * 90 + [1] * 9 + [3])
     weights = balanced_weights(labels, 4)

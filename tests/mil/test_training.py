@@ -185,6 +185,7 @@ def test_the_largest_seed_trains() -> None:
         {"learning_rate": 0},
         {"weight_decay": -1},
         {"weight_decay": float("nan")},
+        {"weight_decay": float("inf")},
         {"warm_up": 1},
         {"patience": -1},
         {"tiles_per_bag": -1},
