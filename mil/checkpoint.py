@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from safetensors.torch import save as to_safetensors
 
 from mil.conformal import ConformalRule
@@ -33,7 +35,7 @@ from mil.heads import Head, Settings, build_head
 from mil.networks.weights import digest_state, load_strictly, read_state
 from tiling.commit import Commit, begin, canonical, find_damage, read_commit
 from wsi.durable import write_file
-from wsi.errors import DamagedError, RecipeError, UsageError
+from wsi.errors import DamagedError, OutputError, RecipeError, UsageError
 
 CARD_FILE = "model.json"
 FORMAT = 2
@@ -169,12 +171,21 @@ def check_model_folder(folder: Path) -> None:
         See `check_model_name`.
     RecipeError
         Something is there.
+    OutputError
+        Nothing can be written where it would be.
     """
     check_model_name(folder.name)
     if (folder / CARD_FILE).is_file():
         raise _in_the_way(folder, "a model")
     if folder.exists() or folder.is_symlink():
         raise _in_the_way(folder, "something that is not a model")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot be written: {above} is {'read-only' if above.is_dir() else 'a file'}",
+            path=folder,
+            action="Choose another folder with -m",
+        )
 
 
 def describe(
@@ -279,13 +290,14 @@ def load_model(folder: Path) -> tuple[Model, Ensemble]:
 
 def _load_member(model: Model, path: Path, digest: str) -> Head:
     state = read_state(path)
-    head = build_head(
-        model.head,
-        dim=int(model.features.encoder["dim"]) * (1 + len(model.features.contexts)),
-        classes=len(model.classes),
-        settings=model.settings,
-        adaptor=model.adaptor,
-    )
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced
+        head = build_head(
+            model.head,
+            dim=int(model.features.encoder["dim"]) * (1 + len(model.features.contexts)),
+            classes=len(model.classes),
+            settings=model.settings,
+            adaptor=model.adaptor,
+        )
     load_strictly(head, state, path=path, what=f"{model.head} for {len(model.classes)} classes")
     if digest_state(state) != digest:
         raise _not_a_model(path, f"does not hold the weights that {CARD_FILE} describes")

@@ -28,7 +28,7 @@ from mil.gate import Gate
 from mil.heads import Head, build_head
 from tiling.commit import begin, canonical
 from tiling.grid import TileSpec
-from wsi.errors import RecipeError, UsageError
+from wsi.errors import OutputError, RecipeError, UsageError
 
 FEATURES = FeatureRecipe(
     encoder={"name": "timm:test_vit", "dim": 8, "mean": [0.5, 0.5, 0.5], "weights": "untrained seed 1"},
@@ -137,6 +137,25 @@ def test_a_folder_is_checked_before_any_work(saved: Path) -> None:
         {"file": path.touch, "folder": path.mkdir, "link": lambda p=path: p.symlink_to("gone")}[name]()
         with pytest.raises(RecipeError, match="something that is not a model is there already"):
             check_model_folder(path)
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    check_model_folder(tmp_path / "not" / "yet" / "model")
+    with pytest.raises(OutputError, match="file is a file"):
+        check_model_folder(tmp_path / "file" / "model")
+    monkeypatch.setattr("mil.checkpoint.os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(OutputError, match="is read-only"):
+        check_model_folder(tmp_path / "not" / "yet" / "model")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_loading_a_model_leaves_the_generator_alone(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_model(saved)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def load_model_fails(folder: Path) -> UsageError:
