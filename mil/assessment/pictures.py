@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mil.assessment.findings import Finding, one_against_the_rest
-from mil.evaluation.judged import Judged
 from mil.evaluation.reliability import Reliability
 from mil.evaluation.selective import risk_coverage
 
@@ -24,10 +23,29 @@ def draw(finding: Finding) -> dict[str, bytes]:
     """All pictures of a cohort, by file name."""
     return {
         "reliability.png": draw_reliability(finding),
-        "roc.png": draw_curves(finding.cohort.after),
+        "roc.png": draw_curves(finding),
         "confusion.png": draw_confusion(finding),
         "risk-coverage.png": draw_risk_coverage(finding),
     }
+
+
+def draw_explanations(told: Mapping[str, Any]) -> bytes:
+    """Mean probability of the explained class with only the highest tiles (insertion) and only the lowest."""
+    figure = _figure(10, 4.5)
+    above, below = figure.subplots(1, 2, sharey=True)
+    for name, found in sorted(told["methods"].items(), key=lambda pair: -pair[1]["gain"]["mean"]):
+        style = {"color": "grey", "ls": ":"} if name == "random" else {}
+        label = f"{name} (area between {found['gain']['mean']:.2f})"
+        above.plot(told["shares"], found["insertion"], lw=1.5, label=label, **style)
+        below.plot(told["shares"], found["deletion"], lw=1.5, label=label, **style)
+    _unit_square(above, "share of tiles: only the highest are there", "probability of the explained class")
+    _unit_square(below, "share of tiles: only the lowest are there", "")
+    above.set_title("insertion: high is good", fontsize="small")
+    below.set_title("deletion: low is good", fontsize="small")
+    handles, labels = above.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize="small", loc="outside right center")
+    figure.suptitle(f"{len(told['slides'])} {told['cohort']}", fontsize="small")
+    return _png(figure)
 
 
 def draw_reliability(finding: Finding) -> bytes:
@@ -40,19 +58,22 @@ def draw_reliability(finding: Finding) -> bytes:
     for column, (name, found) in enumerate((("before", finding.before), ("after", finding.after))):
         _diagram(axes[0, column], axes[1, column], found)
         axes[0, column].set_title(
-            f"{name} calibration, {len(finding.cohort)} slides\nexpected calibration error {found.error:.3f},"
+            f"{name} calibration\nexpected calibration error {found.error:.3f},"
             f"\nperfectly calibrated {found.null_mean:.3f} ({found.null_low:.3f} to {found.null_high:.3f})",
             fontsize="small",
         )
+    figure.suptitle(_title(finding), fontsize="small")
+    axes[0, 0].legend(fontsize="x-small", loc="upper left")
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("slides")
     return _png(figure)
 
 
-def draw_curves(judged: Judged) -> bytes:
+def draw_curves(finding: Finding) -> bytes:
     """ROC and precision-recall curves: of each class against the rest, or of the second of two."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
+    judged = finding.cohort.after
     figure = _figure(9, 4.5)
     roc, precision = figure.subplots(1, 2)
     roc.plot([0, 1], [0, 1], ":", color="grey", lw=1)
@@ -64,13 +85,18 @@ def draw_curves(judged: Judged) -> bytes:
             continue
         scores = judged.probabilities[:, index]
         false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-        roc.plot(false, true, label=name, lw=1.5)
+        figures = finding.content["figures"]
+        area = figures["AUROC" if len(judged.classes) == 2 else f"AUROC of {judged.classes[index]}"]["value"]
+        roc.plot(false, true, label=f"{name}: AUROC {area:.3f}", lw=1.5)
         exact, found, _ = precision_recall_curve(truth, scores)
         (line,) = precision.step(found, exact, where="post", lw=1.5)
         precision.axhline(truth.mean(), ls=":", lw=1, color=line.get_color())
-    _unit_square(roc, "share of the others called so", "share of the class found")
-    _unit_square(precision, "recall", "precision (dotted: without knowledge)")
+    _unit_square(
+        roc, "1 - specificity: share of the others called so", "sensitivity: share of the class found"
+    )
+    _unit_square(precision, "recall (sensitivity)", "precision (dotted: without knowledge)")
     roc.legend(fontsize="small", loc="lower right")
+    figure.suptitle(_title(finding), fontsize="small")
     return _png(figure)
 
 
@@ -89,7 +115,7 @@ def draw_confusion(finding: Finding) -> bytes:
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("likeliest class")
     axes.set_ylabel("truth")
-    axes.set_title(f"{len(finding.cohort)} slides", fontsize="small")
+    axes.set_title(_title(finding), fontsize="small", wrap=True)
     return _png(figure)
 
 
@@ -109,7 +135,7 @@ def draw_risk_coverage(finding: Finding) -> bytes:
     axes.set_ylim(bottom=-0.01)
     axes.set_xlabel("share of slides, the surest first")
     axes.set_ylabel("share of errors among them")
-    axes.set_title(f"{len(judged)} slides; area under the curve {curve.area:.3f}", fontsize="small")
+    axes.set_title(f"{_title(finding)}; area under the curve {curve.area:.3f}", fontsize="small")
     axes.legend(fontsize="small")
     axes.grid(visible=True, alpha=0.3)
     return _png(figure)
@@ -120,8 +146,11 @@ def _diagram(above: Axes, below: Axes, found: Reliability) -> None:
     width = found.bins[0].high - found.bins[0].low
     low, high = (np.array(list(_of(found, name))) for name in ("expected_low", "expected_high"))
     above.plot([0, 1], [0, 1], ":", color="grey", lw=1)
-    above.bar(middle, np.maximum(high - low, 0.004), width * 0.9, bottom=low, color="lightgrey")
-    above.plot(list(_of(found, "confidence")), list(_of(found, "accuracy")), "o-", ms=5, lw=1)
+    chance = "95 of 100 perfectly calibrated models"
+    above.bar(middle, np.maximum(high - low, 0.004), width * 0.9, bottom=low, color="lightgrey", label=chance)
+    above.plot(
+        list(_of(found, "confidence")), list(_of(found, "accuracy")), "o-", ms=5, lw=1, label="this model"
+    )
     above.set_ylim(-0.02, 1.02)
     counts = [one.count for one in found.bins]
     below.bar(middle, counts, width * 0.9)
@@ -129,6 +158,11 @@ def _diagram(above: Axes, below: Axes, found: Reliability) -> None:
         below.text(place, count, str(count), ha="center", va="bottom", fontsize="x-small")
     below.set_ylim(0, 1.3 * max(counts))
     below.set_xlabel("confidence")
+
+
+def _title(finding: Finding) -> str:
+    cohort = finding.cohort
+    return f"{cohort.name}: {len(cohort)}, of {cohort.after.patient_count} patients"
 
 
 def _of(found: Reliability, name: str) -> Iterator[float]:

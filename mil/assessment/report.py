@@ -8,6 +8,7 @@
     REPORT/roc.png             ROC and precision-recall curves
     REPORT/confusion.png       slides by truth and likeliest class
     REPORT/risk-coverage.png   what leaving unsure slides to a person gains
+    REPORT/explanations.png    what the model says while tiles are taken away; with explanations only
     REPORT/external-*.png      the same of external test slides, where there are some beside the others
     REPORT/commit.json         see `tiling.commit`
 """
@@ -36,7 +37,7 @@ from mil.assessment.judging import (
     new_slides,
     open_slides,
 )
-from mil.assessment.pictures import draw
+from mil.assessment.pictures import draw, draw_explanations
 from mil.assessment.settings import AssessmentSettings, Wanted
 from mil.assessment.tables import slides_csv
 from mil.checkpoint import Model, load_model
@@ -167,7 +168,12 @@ def evaluate_model(
             output=output,
             report=report,
         )
-        content["explanations"] = told.as_json()
+        by = (
+            "the member that did not learn from it"
+            if ours[0].spread is None
+            else "one of the members in turn"
+        )
+        content["explanations"] = told.as_json() | {"cohort": ours[0].name, "judged_by": by}
     _publish(folder, recipe, content, findings)
     return Assessment(folder, content, made=True)
 
@@ -337,6 +343,8 @@ def _publish(
     for finding in findings:
         aside = finding.cohort.name == EXTERNAL and len(findings) > 1
         files |= {("external-" if aside else "") + name: data for name, data in draw(finding).items()}
+    if content["explanations"]:
+        files["explanations.png"] = draw_explanations(content["explanations"])
     for name, data in files.items():
         write_file(draft.folder / name, data)
     draft.publish({"versions": versions("torch", "scikit-learn", "scipy", "matplotlib", "captum")})

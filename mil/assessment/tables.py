@@ -145,12 +145,21 @@ def blocks(content: Mapping[str, Any]) -> list[dict[str, str]]:
         cohorts = content["against"]["cohorts"].items()
         shown += [comparison_summary(name, found, other) for name, found in cohorts]
     if content["explanations"]:
-        told = content["explanations"]
-        shown.append({"explanations": told["scope"], "  how true to the model": told["verdict"]})
+        shown.append(explanation_summary(content["explanations"]))
     fits = content["calibration"]["members"]
     shown.append({f"temperature of member {fit['member']}": _temperature(fit) for fit in fits})
     shown.append({f"note {number}": text for number, text in enumerate(content["cautions"], start=1)})
     return shown
+
+
+def explanation_summary(told: Mapping[str, Any]) -> dict[str, str]:
+    """What the terminal shows of explanations: how true each method is, by the area between its curves."""
+    lines = {"explanations": f"{told['cohort']}, each explained by {told['judged_by']}; {told['scope']}"}
+    for name, found in sorted(told["methods"].items(), key=lambda pair: -pair[1]["gain"]["mean"]):
+        gain = found["gain"]
+        ends = None if gain["low"] is None else (gain["low"], gain["high"])
+        lines[f"  area between curves, {name}"] = f"{_value(gain['mean'], ends)}  [{gain['slides']} slides]"
+    return lines | {"  how true to the model": told["verdict"]}
 
 
 def comparison_summary(cohort: str, content: Mapping[str, Any], other: str) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ USUAL = (
 """All of `METHODS` but those whose cost grows with the square of the tiles."""
 
 CaseReport = Callable[[int, int], None]
-"""Called after each slide with (slides done, slides in all)."""
+"""Called at first and after each slide with (slides done, slides in all)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +97,7 @@ def explain_bags(
     effort, sample
         How finely each slide is explained, and how many slides and tiles.
     report
-        Called after each slide.
+        Called at first and after each slide.
 
     Raises
     ------
@@ -104,12 +105,14 @@ def explain_bags(
         No slides, or only such of one tile; no such method, or one that these heads cannot give; features
         that do not fit the model.
     """
-    effort, sample = effort or Effort(), sample or Sample()
+    effort, sample = effort or Effort(), affordable(cases, sample or Sample())
     chosen, one_tile = _choose(cases, sample)
     names = _methods(methods, [case.model for case in chosen])
     gains: dict[str, list[float]] = {name: [] for name in names}
     curves: dict[str, list[RemovalCurves]] = {name: [] for name in names}
     found: dict[str, list[tuple[float, float] | None]] = {name: [] for name in names}
+    if report:
+        report(0, len(chosen))
     for done, case in enumerate(chosen, start=1):
         for name in names:
             scores = explain(case.model, case.bag, case.class_index, method=name, effort=effort)
@@ -134,6 +137,29 @@ def explain_bags(
 
 
 # What is explained ------------------------------------------------------------------------------------------
+
+
+def affordable(cases: Sequence[Case], sample: Sample) -> Sample:
+    """The same sample with no more slides than may be judged with so many operations; see `Sample`."""
+    if not cases:
+        return sample
+    first, tiles = cases[0].model, min(sample.tiles, max(len(case.bag) for case in cases))
+    each = sum(_operations(voice, tiles) for voice in voices(first, 0))
+    slides = max(sample.fewest, sample.operations // max(1, each))
+    return replace(sample, slides=min(sample.slides, slides))
+
+
+@torch.inference_mode()
+def _operations(voice: Voice, tiles: int) -> int:
+    """Floating-point operations of judging a bag of so many tiles: of its matrix products, that is."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes a third of a second to import
+
+    side = math.isqrt(tiles - 1) + 1
+    places = np.stack(np.divmod(np.arange(tiles), side), axis=1).astype(np.int32)
+    bag = voice.pack(Bag("", np.zeros((tiles, voice.head.dim), np.float32), places))
+    with in_eval_mode(voice.head), FlopCounterMode(display=False) as counter:
+        voice.head(bag)
+    return int(counter.get_total_flops())
 
 
 def _choose(cases: Sequence[Case], sample: Sample) -> tuple[list[_Chosen], tuple[str, ...]]:

@@ -42,6 +42,12 @@ class Sample:
 
     slides: int = 30
     """At most so many slides, drawn as evenly over the explained classes as these allow."""
+    operations: int = 60 * 10**9
+    """Floating-point operations that judging all of these once may take: of a head that needs more, fewer are
+    drawn. Explaining a slide takes some hundred times what judging it does. Counted, not timed, so that the
+    machine decides nothing."""
+    fewest: int = 8
+    """But never fewer slides than this, while there are."""
     tiles: int = 1000
     """A slide with more tiles is explained as the bag of so many of them, drawn at random."""
     resamples: int = 2000
@@ -50,7 +56,9 @@ class Sample:
     """Of all of these draws."""
 
     def __post_init__(self) -> None:
-        _at_least(1, slides=self.slides, resamples=self.resamples)
+        _at_least(
+            1, slides=self.slides, resamples=self.resamples, operations=self.operations, fewest=self.fewest
+        )
         _at_least(2, tiles=self.tiles)
         _at_least(0, seed=self.seed)
 

@@ -8,23 +8,27 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mil.assessment import judging
 from mil.assessment import report as module
 from mil.assessment.judging import Slides
 from mil.assessment.report import default_folder, evaluate_model
 from mil.assessment.settings import Wanted
-from mil.assessment.tables import summary
+from mil.assessment.tables import blocks, summary
 from mil.bags import Bag
 from mil.checkpoint import Model, load_model
 from mil.device import Precision
 from mil.encode import encode_slide
 from mil.encoder import Encoder
+from mil.ensemble import Ensemble
 from mil.evaluation.bootstrap import Resampling
+from mil.explain import Case
 from mil.features import FeatureRecipe, read_bag
 from mil.heads.gated_abmil import GatedABMIL
 from mil.predict import predict_bag
@@ -336,9 +340,45 @@ def test_explanations_are_measured_on_the_member_that_was_tested(
     wanted = replace(QUICK, explain=True, mc_dropout=0)
     found = evaluate_model(trained, tmp_path / "report", output=slides, wanted=wanted)
     told = json.loads((found.folder / "metrics.json").read_bytes())["explanations"]
+    assert (found.folder / "explanations.png").read_bytes().startswith(b"\x89PNG")
     assert told["offered"] == 12
+    (lines,) = (block for block in blocks(found.content) if "explanations" in block)
+    assert "out-of-fold test slides, each explained by the member" in lines["explanations"]
+    assert "12 slides" in lines["  area between curves, attention"]
     assert {"attention", "random", "integrated_gradients"} <= set(told["methods"])
     assert told["verdict"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_slide_is_explained_by_one_member_that_did_not_learn_from_it(
+    trained: Path, slides: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out slides by the one that was tested on them; others, which all judged, by one each in turn."""
+    loaded = load_model(trained)
+    seen: list[Case] = []
+    explain_bags = judging.explain_bags
+
+    def watched(cases: Sequence[Case], **words: Any) -> object:
+        seen.extend(cases)
+        return explain_bags(cases, **words, methods=["attention"])
+
+    monkeypatch.setattr(judging, "explain_bags", watched)
+    monkeypatch.setattr(module, "load_model", lambda folder: loaded)
+    wanted = replace(QUICK, explain=True, mc_dropout=0)
+    evaluate_model(trained, tmp_path / "a", output=slides, wanted=wanted)
+    rows = {row["slide_id"]: row["judged_by"] for row in slides_of(tmp_path / "a")}
+    assert len(seen) == 12
+
+    def judges(case: Case) -> list[int]:
+        assert isinstance(case.model, Ensemble)
+        return [loaded[1].members.index(head) for head in case.model.members]
+
+    for case in seen:
+        assert [f"member {number}" for number in judges(case)] == [rows[case.bag.slide_id]]
+    seen.clear()
+    labels = table(tmp_path, FRESH)
+    evaluate_model(trained, tmp_path / "b", output=slides, labels=labels, wanted=wanted)
+    assert [judges(case) for case in seen] == [[0], [1], [2], [3]]
 
 
 def test_members_validation_is_not_evaluated(

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from mil.bags import Bag, PackedBags
+from mil.ensemble import Ensemble
 from mil.evaluation import localisation_auc
 from mil.explain import METHODS, Case, Effort, Sample, explain, explain_bags
-from mil.explain.cohort import USUAL
+from mil.explain.cohort import USUAL, affordable
 from mil.explain.estimate import estimate_mean
 from mil.explain.removal import removal_curves
 from mil.heads import Head, HeadOutput, build_head
@@ -69,7 +70,7 @@ def lesions(count: int, *, tiles: int = 12) -> list[Case]:
 def test_the_report_says_who_knows_who_does_not_and_where_the_lesion_is() -> None:
     seen: list[tuple[int, int]] = []
     report = explain_bags(lesions(12), classes=NAMES, effort=QUICK, report=lambda *done: seen.append(done))
-    assert seen == [(done, 12) for done in range(1, 13)]
+    assert seen == [(done, 12) for done in range(13)]
     assert {result.name for result in report.methods} == set(USUAL)
     assert [r.gain.mean for r in report.methods] == sorted(
         (r.gain.mean for r in report.methods), reverse=True
@@ -209,6 +210,24 @@ def test_of_a_large_cohort_some_slides_and_of_a_large_slide_some_tiles() -> None
     whole = explain_bags(cases, **quick)
     assert whole.cut == 0
     assert whole.scope == "10 of 10 slides explained."
+
+
+def test_of_a_head_that_costs_more_fewer_slides_are_drawn_and_no_clock_decides_how_many() -> None:
+    rng = np.random.default_rng(0)
+    bags = [
+        Bag(f"s{i}", np.zeros((900, 64), np.float32), rng.integers(0, 99, (900, 2), np.int32))
+        for i in range(40)
+    ]
+    drawn = {}
+    for name in ("gated_abmil", "transmil"):
+        head = build_head(name, dim=64, classes=2)
+        cases = [Case(head, bag, class_index=1) for bag in bags]
+        drawn[name] = affordable(cases, Sample()).slides
+        assert affordable(cases, Sample(slides=5)).slides == 5
+        assert affordable(cases, Sample(operations=1)).slides == Sample().fewest
+        five = Ensemble((head,) * 5, (1.0,) * 5)
+        assert affordable([Case(five, bag, class_index=1) for bag in bags], Sample()).slides < 30
+    assert drawn == {"gated_abmil": 30, "transmil": 8}
 
 
 def test_a_rare_class_is_drawn_as_often_as_the_others() -> None:
