@@ -8,6 +8,7 @@ from mil.assessment.calibrating import Calibrations
 from mil.assessment.cohort import OUT_OF_FOLD
 from mil.assessment.findings import Finding
 from mil.assessment.settings import AssessmentSettings
+from mil.calibration import LARGEST, LEAST
 from mil.conformal import fewest
 
 
@@ -61,6 +62,16 @@ def _calibration(
     for entry in calibrations.members:
         if entry.note:
             yield f"the temperature of member {entry.member} stays 1: {entry.note}"
+        elif entry.temperature > 0.999 * LARGEST:
+            yield (
+                f"the temperature of member {entry.member} is at its limit of {LARGEST:g}: its validation "
+                "slides are judged no better than by chance, and nothing it says is sure"
+            )
+        elif entry.temperature < 1.001 * LEAST:
+            yield (
+                f"the temperature of member {entry.member} is at its limit of {LEAST:g}: its logits are next "
+                "to nothing, and its probabilities rest on few misjudged slides"
+            )
     needed = fewest(settings.alpha)
     if any(finding.cohort.member_of_slide is not None for finding in findings):
         few = [str(entry.member) for entry in calibrations.members if entry.patients < needed]

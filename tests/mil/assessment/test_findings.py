@@ -235,6 +235,18 @@ def test_the_law_of_coverage_is_given_beside_the_rules() -> None:
     assert found == pytest.approx({"mean": 0.9010, "deviation": 0.0295}, abs=2e-4)
 
 
+def test_a_member_whose_validation_slides_contradict_it_is_named(make_study: MakeStudy) -> None:
+    study = make_study(40)
+    turned = replace(study, members=tuple(replace(entry, logits=-entry.logits) for entry in study.members))
+    said = "\n".join(cautions([find(cohort_of(turned), QUICK)], calibrate(turned, alpha=0.1), QUICK))
+    assert (
+        "the temperature of member 0 is at its limit of 20: its validation slides are judged no better"
+        in said
+    )
+    fits = calibrate(study, alpha=0.1)
+    assert "at its limit" not in "\n".join(cautions([find(cohort_of(study), QUICK)], fits, QUICK))
+
+
 def test_an_error_that_no_cohort_could_hold_is_answered_at_once(make_study: MakeStudy) -> None:
     study, tiny = make_study(20), replace(QUICK, alpha=1e-9)
     said = "\n".join(cautions([find(cohort_of(study), tiny)], calibrate(study, alpha=1e-9), tiny))
