@@ -20,6 +20,10 @@ from wsi.errors import UsageError
 
 Triple = tuple[float, float, float]
 
+_RECORDED_LATER = {"architecture", "resized"}
+"""Keys of an identity that the first versions did not write."""
+_ANEW = "Run 'microtome encode --overwrite' on the slides that it was trained on, and train it again"
+
 
 class Interpolation(Enum):
     """How a tile is brought to the encoder's input size."""
@@ -224,6 +228,8 @@ def require_identity(encoder: Encoder, expected: Mapping[str, Any]) -> None:
         What differs is named.
     """
     found = encoder.identity()
+    if words := older_identity(found, expected):
+        raise UsageError(f"the model cannot be used with this version of Microtome: {words}", action=_ANEW)
     differing = [key for key in expected if found.get(key) != expected[key]]
     if differing:
         what = "; ".join(f"{key} {found.get(key)}, not {expected[key]}" for key in differing)
@@ -231,3 +237,14 @@ def require_identity(encoder: Encoder, expected: Mapping[str, Any]) -> None:
             f"encoder {encoder.name!r} is not the one that the model was trained with ({what})",
             action="Give the file of its weights with --weights",
         )
+
+
+def older_identity(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """What to say of two identities of which an earlier version wrote one, with fewer keys; else None.
+
+    What was not written down cannot be compared: such features are encoded again, never mixed.
+    """
+    missing = one.keys() ^ other.keys()
+    if not missing or not missing <= _RECORDED_LATER:
+        return None
+    return f"an earlier version did not record {' and '.join(sorted(missing))} of the encoder"

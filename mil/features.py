@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil.bags import Bag, BagSource, Rows
+from mil.encoder import older_identity
 from tiling.codecs import is_lossy
 from tiling.context import context_key
 from tiling.grid import TileSpec
@@ -117,6 +118,8 @@ class FeatureRecipe:
 
     def differences(self, other: FeatureRecipe) -> list[str]:
         """What differs, each as ``setting: ours, not theirs``; empty where features may be mixed."""
+        if words := older_identity(self.encoder, other.encoder):
+            return [f"{words}, so encode with --overwrite, and train models again"]
         ours, theirs = _flat(self.mixing()), _flat(other.mixing())
         return [
             f"{name}: {ours.get(name, 'none')}, not {theirs.get(name, 'none')}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from tiling.codecs import codec_from_json
@@ -358,8 +358,8 @@ def make_array(
 ) -> DraftArray:
     """Create one array of an item; with an empty name the item itself is the array.
 
-    `fill` must be a value that real data do not have, such as NaN: a hole then shows. Every chunk carries a
-    checksum. Pixels are not written through Zarr but by `tiling.shards`.
+    `fill` must be a value that real data do not have, such as NaN: a hole then shows. Chunks carry checksums.
+    Half floats hardly shrink: unpacking them would be most of reading them. Pixels: see `tiling.shards`.
     """
     with output_errors(draft.item):
         array = zarr.create_array(
@@ -369,7 +369,7 @@ def make_array(
             chunks=(rows_per_file, *shape[1:]),
             dtype=dtype,
             fill_value=fill,
-            compressors=ZstdCodec(level=1, checksum=True),
+            compressors=Crc32cCodec() if dtype is np.float16 else ZstdCodec(level=1, checksum=True),
             config={"write_empty_chunks": True},  # a missing file is then always damage
         )
     return DraftArray(draft, name, rows_per_file, array)

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_image
 
 from mil import encoders
 from mil.device import Precision, best_precision, choose_device
-from mil.encoder import Encoder, Interpolation, Transform
+from mil.encoder import Encoder, Interpolation, Transform, require_identity
 from mil.encoders import load_encoder, untrained_encoder
 from mil.networks.efficientnet_lite import packaged_weights, to_timm_names
 from mil.networks.torchvision_shim import import_timm
@@ -298,6 +298,16 @@ def test_the_identity_survives_json(lite0: Encoder) -> None:
         "name", "architecture", "dim", "input_size", "resized", "mean", "std", "interpolation", "pooling",
         "weights",
     }  # fmt: skip
+
+
+def test_a_model_of_before_the_architecture_was_recorded_is_refused_before_any_work(lite0: Encoder) -> None:
+    identity = lite0.identity()
+    require_identity(lite0, identity)
+    old = {name: value for name, value in identity.items() if name not in ("architecture", "resized")}
+    with pytest.raises(UsageError, match=r"architecture and resized.*encode --overwrite.*train"):
+        require_identity(lite0, old)
+    with pytest.raises(UsageError, match=r"weights sha256:.*, not sha256:0.*--weights"):
+        require_identity(lite0, identity | {"weights": "sha256:0"})
 
 
 def test_an_encoder_is_in_eval_mode_without_gradients(lite0: Encoder) -> None:
