@@ -165,6 +165,11 @@ def test_each_slide_is_tested_once_and_no_patient_is_on_two_sides(desk: Desk) ->
     parts = (predictions.of(Part.VALIDATION), predictions.of(Part.TEST))
     for validation, test in zip(*parts, strict=True):
         assert not set(validation.patients) & set(test.patients)
+    table = {row["slide_id"]: row["patient"] for row in csv.DictReader(TABLE.splitlines())}
+    for entry in predictions.members:
+        assert entry.patients == tuple(table[slide] for slide in entry.slide_ids)
+    fold_of_patient = {(table[slide], e.member) for e in predictions.of(Part.TEST) for slide in e.slide_ids}
+    assert len(fold_of_patient) == len({patient for patient, _ in fold_of_patient}) == 6
     assert all(entry.slide_ids == EXTERNAL for entry in predictions.of(Part.EXTERNAL))
     folds = {row["slide_id"]: row["fold"] for row in desk.rows("model", "splits.csv")}
     assert folds == {
