@@ -196,7 +196,7 @@ FOUNDATION: tuple[EncoderRow, ...] = (
         "h-optimus-0",
         "bioptimus/H-optimus-0",
         "Apache-2.0",
-        gated=False,
+        gated=True,  # by others' lists: with an account, at once
         paper="C. Saillard et al., github.com/bioptimus/releases, models/h-optimus/v0 (2024)",
     ),
     _bioptimus(
