@@ -29,7 +29,10 @@ class Part(Enum):
     VALIDATION = "validation"
     """Its best epoch was chosen by them, and its calibration is fitted on them."""
     TEST = "test"
-    """They decided nothing: the fold that is held out. Each slide of the table is here once."""
+    """The fold that is held out: nothing of this member was decided by it. Each slide is here once.
+
+    Conformal rules, for slides of other folds and for new ones, rest on them.
+    """
     EXTERNAL = "external"
     """A test set apart: every member judges all of them."""
 

@@ -1,9 +1,17 @@
-"""Calibration of a study's members, each on its own validation slides; and of their ensemble."""
+"""Calibration of a study's members, each on its own validation slides; and conformal rules beside it.
+
+A member's temperature is fitted on its validation slides. Conformal rules rest on out-of-fold slides, each
+judged by the member that was tested on it, so calibrated: those for slides that no member has seen on all of
+them, those for the slides of a fold on the ones of the *other* folds (cross-conformal prediction, V. Vovk,
+arXiv:1208.0806). Validation slides would do too, but an epoch was chosen by them, and a fold seldom has the
+patients that rule anything out. The scores of several members are not quite those of one, so the exact law of
+split conformal prediction holds nearly.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +33,15 @@ class MemberCalibration:
     note: str | None
     """Why its temperature was not fitted; None where it was."""
     rule: ConformalRule
-    """Of its calibrated probabilities, one quantile for all classes."""
+    """For the slides that it was tested on: one quantile for all classes."""
     class_rule: ConformalRule
     """Likewise, a quantile a class."""
     slides: int
     """Validation slides."""
     patients: int
-    """Whose slides they are: so many were calibrated on for the conformal sets, each by its worst slide."""
+    """Whose slides they are."""
+    calibrated_on: int
+    """Patients of other folds that the conformal rules rest on, each by its worst slide."""
 
     def as_json(self) -> dict[str, Any]:
         """For the report."""
@@ -42,7 +52,8 @@ class MemberCalibration:
             "conformal": self.rule.as_json(),
             "class_conditional": self.class_rule.as_json(),
             "validation": {"slides": self.slides, "patients": self.patients},
-            "coverage_law": coverage_law(self.patients, self.rule.alpha),
+            "calibrated_on": {"patients": self.calibrated_on},
+            "coverage_law": coverage_law(self.calibrated_on, self.rule.alpha),
         }
 
 
@@ -55,9 +66,7 @@ class Calibrations:
     rule: ConformalRule
     """Of the ensemble's probabilities, fitted as a model's card says; see `mil.study`.
 
-    Its scores are those of the members for the slides that they were tested on, as cross-conformal prediction
-    does (V. Vovk, arXiv:1208.0806). The mean of the members is not what was calibrated, so the law holds
-    nearly, not exactly; members that disagree make sets larger than needed.
+    The mean of the members is not what was calibrated: members that disagree make sets larger than needed.
     """
     class_rule: ConformalRule
     """Likewise, a quantile a class."""
@@ -81,16 +90,13 @@ class Calibrations:
 
 
 def calibrate(predictions: Predictions, *, alpha: float) -> Calibrations:
-    """Fit each member's temperature and conformal rules on its validation slides, and on nothing else.
-
-    The ensemble's rules are for slides that no member has seen; they rest on what each member, so calibrated,
-    says of the slides that it was tested on.
+    """Fit each member's temperature on its validation slides, and conformal rules on slides of other folds.
 
     Parameters
     ----------
     predictions
-        Of a study. A member without validation slides keeps temperature 1 and rules nothing out; so does an
-        ensemble without test slides.
+        Of a study. A member without validation slides keeps temperature 1; without out-of-fold slides nothing
+        is ruled out.
     alpha
         Share of slides whose set may lack the true class.
 
@@ -99,50 +105,64 @@ def calibrate(predictions: Predictions, *, alpha: float) -> Calibrations:
     UsageError, MicrotomeError
         See `mil.calibration` and `mil.conformal`.
     """
-    count = len(predictions.classes)
-    fitted = {entry.member: _fit(entry, alpha) for entry in predictions.of(Part.VALIDATION)}
-    for member in {entry.member for entry in predictions.members} - fitted.keys():
-        fitted[member] = uncalibrated(member, alpha, classes=count)
-    members = tuple(fitted[member] for member in sorted(fitted))
+    classes = len(predictions.classes)
     tests = predictions.of(Part.TEST)
-    if not tests:
-        nothing = uncalibrated(0, alpha, classes=count)
-        return Calibrations(members, nothing.rule, nothing.class_rule, 0)
-    values = np.concatenate([probabilities(test.logits, fitted[test.member].temperature) for test in tests])
-    labels = np.concatenate([test.labels for test in tests])
-    patients = [name for test in tests for name in test.patients]
-    return Calibrations(members, *_rules(values, labels, patients, alpha), len(set(patients)))
+    fits = {number: _Fit.of(predictions, number) for number in {m.member for m in predictions.members}}
+    members = []
+    for number, fit in sorted(fits.items()):
+        tested = any(entry.member == number for entry in tests)
+        others = [entry for entry in tests if entry.member != number] if tested else []
+        rule, class_rule, patients = _rules(others, fits, alpha, classes=classes)
+        members.append(
+            MemberCalibration(
+                number, fit.temperature, fit.note, rule, class_rule, fit.slides, fit.patients, patients
+            )
+        )
+    return Calibrations(tuple(members), *_rules(tests, fits, alpha, classes=classes))
 
 
 def uncalibrated(member: int, alpha: float, *, classes: int) -> MemberCalibration:
     """Of a member without validation slides: its logits as they are, and sets of all classes."""
-    rules = ConformalRule(alpha, (math.inf,)), ConformalRule(alpha, (math.inf,) * classes)
-    return MemberCalibration(member, 1.0, "there are no validation slides", *rules, slides=0, patients=0)
+    rule, class_rule, _ = _rules([], {}, alpha, classes=classes)
+    return MemberCalibration(member, 1.0, _NO_SLIDES, rule, class_rule, 0, 0, 0)
 
 
-def _fit(entry: MemberPredictions, alpha: float) -> MemberCalibration:
-    temperature = fit_temperature(entry.logits, entry.labels)
-    values = probabilities(entry.logits, temperature)
-    rules = _rules(values, entry.labels, entry.patients, alpha)
-    return MemberCalibration(
-        entry.member,
-        temperature,
-        why_not_fitted(entry.logits, entry.labels),
-        *rules,
-        slides=len(entry.labels),
-        patients=len(set(entry.patients)),
-    )
+_NO_SLIDES = "there are no validation slides"
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What one member's validation slides give."""
+
+    temperature: float
+    note: str | None
+    slides: int
+    patients: int
+
+    @classmethod
+    def of(cls, predictions: Predictions, member: int) -> _Fit:
+        for entry in predictions.of(Part.VALIDATION):
+            if entry.member == member:
+                temperature = fit_temperature(entry.logits, entry.labels)
+                note = why_not_fitted(entry.logits, entry.labels)
+                return cls(temperature, note, len(entry.labels), len(set(entry.patients)))
+        return cls(1.0, _NO_SLIDES, 0, 0)
 
 
 def _rules(
-    values: np.ndarray, labels: np.ndarray, patients: Sequence[str], alpha: float
-) -> tuple[ConformalRule, ConformalRule]:
-    """The marginal and the class-conditional rule, each on one slide a patient (and class)."""
+    tests: Sequence[MemberPredictions], fits: Mapping[int, _Fit], alpha: float, *, classes: int
+) -> tuple[ConformalRule, ConformalRule, int]:
+    """The marginal and the class-conditional rule, on a slide a patient (and class); and the patients."""
+    if not tests:
+        return ConformalRule(alpha, (math.inf,)), ConformalRule(alpha, (math.inf,) * classes), 0
+    values = np.concatenate([probabilities(test.logits, fits[test.member].temperature) for test in tests])
+    labels = np.concatenate([test.labels for test in tests])
+    patients = [name for test in tests for name in test.patients]
     found = []
     for per_class in (False, True):
         rows = worst_of_each_patient(values, labels, patients, per_class=per_class)
         found.append(fit_conformal(values[rows], labels[rows], alpha=alpha, per_class=per_class))
-    return found[0], found[1]
+    return found[0], found[1], len(set(patients))
 
 
 def coverage_law(patients: int, alpha: float) -> dict[str, float] | None:

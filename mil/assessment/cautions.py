@@ -74,10 +74,10 @@ def _calibration(
             )
     needed = fewest(settings.alpha)
     if any(finding.cohort.member_of_slide is not None for finding in findings):
-        few = [str(entry.member) for entry in calibrations.members if entry.patients < needed]
+        few = [str(entry.member) for entry in calibrations.members if entry.calibrated_on < needed]
         if few:
             yield (
-                f"member {', '.join(few)}: too few validation patients for sets with alpha "
+                f"member {', '.join(few)}: too few patients in the other folds for sets with alpha "
                 f"{settings.alpha:g}, which needs {needed}; their sets hold every class, "
                 "and their slides all need review"
             )
@@ -88,6 +88,6 @@ def _calibration(
         )
     if any(entry.patients for entry in calibrations.members):
         yield (
-            "temperatures and conformal sets are fitted on validation slides, by which the epoch was chosen "
-            "too: they may come out a little too sure"
+            "temperatures are fitted on validation slides, by which the epoch was chosen too: they may come "
+            "out a little too sure"
         )

@@ -217,12 +217,15 @@ def test_models_of_other_labels_are_not_compared(make_study: MakeStudy) -> None:
 
 
 def test_what_limits_a_report_is_said_in_it(make_study: MakeStudy) -> None:
-    study = make_study(20, slides_a_patient=2)
+    study = make_study(8, slides_a_patient=2)
     fits = calibrate(study, alpha=0.1)
     said = "\n".join(cautions([find(cohort_of(study), QUICK)], fits, QUICK))
     assert "200 resamples of patients" in said
     assert "several slides" in said
-    assert "member 0, 1, 2, 3: too few validation patients for sets with alpha 0.1, which needs 9" in said
+    assert (
+        "member 0, 1, 2, 3: too few patients in the other folds for sets with alpha 0.1, which needs 9"
+        in said
+    )
     enough = make_study(80)
     said = "\n".join(cautions([find(cohort_of(enough), QUICK)], calibrate(enough, alpha=0.1), QUICK))
     assert "too few" not in said
