@@ -109,7 +109,10 @@ def verify(arguments: Arguments) -> int:
     checked = "every byte" if arguments.full else "names and sizes"
     reporter.result({"items": items, "damaged": damaged, "checked": checked})
     if damaged and not arguments.set_aside:
-        reporter.say("Run this with --set-aside, and then the command that made them: it makes them anew.")
+        reporter.say(
+            "Run this with --set-aside, and then the command that made them: it makes them anew. "
+            "What is out of date, that command replaces with --overwrite."
+        )
     return 1 if damaged else 0
 
 

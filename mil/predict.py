@@ -136,7 +136,8 @@ def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Comm
 
     The item holds ``scores`` ``(n, C)`` and ``attention`` ``(n,)`` float32. What is said of the slide itself
     is in the commit's record: ``probabilities`` by class and whether they are ``calibrated``; of an ensemble
-    the members' ``spread`` by class; of a calibrated one the ``conformal_set`` and the gate's ``decision``.
+    the members' ``spread`` by class; of a calibrated one the ``conformal_set`` and the gate's ``decision``; and
+    ``trained_on`` where a slide of that name was among those for training.
 
     Parameters
     ----------
@@ -170,6 +171,8 @@ def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Comm
         )
         array.write_all(values)
     record = verdict(model, prediction) | {"tiles": len(store), "versions": versions("torch")}
+    if store.slide_id in model.training.get("slides", ()):
+        record["trained_on"] = True  # most members learned from it: this is no test of them
     write_group(draft, attributes={"recipe": recipe, "record": record})
     return draft.publish(record)
 

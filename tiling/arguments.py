@@ -90,7 +90,9 @@ def add_regions(parser: ArgumentParser) -> None:
 def add_workers(parser: ArgumentParser) -> None:
     """How much of the machine to use."""
     parser.add_argument(
-        "--workers", type=int, help=f"threads that cut tiles (default: the cores, {MOST_WORKERS} at most)"
+        "--workers",
+        type=int,
+        help=f"threads that cut or read tiles (default: the cores, {MOST_WORKERS} at most)",
     )
 
 

@@ -108,7 +108,7 @@ def figures(store: TileStore, model: tuple[str, str] | None = None) -> dict[str,
             record = scores_by(store, *model).record
             probabilities = record["probabilities"]
             found["prediction"] = max(probabilities, key=lambda name: (probabilities[name], name))
-            said = ("probabilities", "calibrated", "spread", "conformal_set")
+            said = ("probabilities", "calibrated", "trained_on", "spread", "conformal_set")
             found |= {name: record[name] for name in said if name in record}
             if decision := record.get("decision"):
                 found |= {"decision": decision["status"], "reasons": decision["reasons"]}

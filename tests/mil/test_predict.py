@@ -229,6 +229,14 @@ def test_without_calibration_there_is_no_decision(encoded: TileStore) -> None:
     assert not {"decision", "conformal_set", "spread"} & set(record)
 
 
+def test_a_slide_that_was_trained_on_is_marked(encoded: TileStore) -> None:
+    ensemble = make_ensemble()
+    model = calibrated(encoded, ensemble, quantile=0.5)
+    assert "trained_on" not in predict_slide(encoded, model, ensemble).record
+    learned = replace(model, name="learned", training={"slides": [encoded.slide_id]})
+    assert predict_slide(encoded, learned, ensemble).record["trained_on"] is True
+
+
 def test_another_temperature_is_another_model_s_score(encoded: TileStore) -> None:
     first, second = make_ensemble((1.0, 1.0)), make_ensemble((1.0, 3.0))
     predict_slide(encoded, calibrated(encoded, first, quantile=0.5), first)
