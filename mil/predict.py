@@ -136,8 +136,8 @@ def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Comm
 
     The item holds ``scores`` ``(n, C)`` and ``attention`` ``(n,)`` float32. What is said of the slide itself
     is in the commit's record: ``probabilities`` by class and whether they are ``calibrated``; of an ensemble
-    the members' ``spread`` by class; of a calibrated one the ``conformal_set`` and the gate's ``decision``; and
-    ``trained_on`` where a slide of that name was among those for training.
+    the members' ``spread`` by class; of a calibrated one the ``conformal_set`` and the gate's ``decision``;
+    and ``trained_on`` where a slide of that name was among those for training.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ def add_workers(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        help=f"threads that cut or read tiles (default: the cores, {MOST_WORKERS} at most)",
+        help=f"threads for tiles (default: the cores, {MOST_WORKERS} at most)",
     )
 
 

@@ -233,7 +233,7 @@ def test_a_slide_that_was_trained_on_is_marked(encoded: TileStore) -> None:
     ensemble = make_ensemble()
     model = calibrated(encoded, ensemble, quantile=0.5)
     assert "trained_on" not in predict_slide(encoded, model, ensemble).record
-    learned = replace(model, name="learned", training={"slides": [encoded.slide_id]})
+    learned = dataclasses.replace(model, name="learned", training={"slides": [encoded.slide_id]})
     assert predict_slide(encoded, learned, ensemble).record["trained_on"] is True
 
 
