@@ -32,8 +32,8 @@ def _intervals(findings: Sequence[Finding], settings: AssessmentSettings) -> Ite
     if any(finding.cohort.after.patient_count < len(finding.cohort) for finding in findings):
         yield (
             "patients have several slides: intervals of shares are of as many slides as patients make "
-            "independent (Korn and Graubard); DeLong's intervals, and the range of a perfectly calibrated "
-            "model, take slides for independent, and are too narrow"
+            "independent (Korn and Graubard), DeLong's are those for clusters (Obuchowski); the range of a "
+            "perfectly calibrated model takes slides for independent, and is too narrow"
         )
 
 

@@ -33,12 +33,12 @@ def compare_cohorts(first: Cohort, second: Cohort, settings: AssessmentSettings)
     for index in one_against_the_rest(ours):
         truth = (ours.labels == index).astype(np.int64)
         level = settings.resampling.level
-        test = compare(truth, ours.probabilities[:, index], theirs.probabilities[:, index], level=level)
-        why = missing_class(ours) or "a class has fewer than two slides"
-        found = asdict(test) if test else {"difference": None, "p": None, "note": why}
-        if test and test.note is None and ours.patient_count < len(ours):
-            found["note"] = "patients have several slides: p is too small, see the patient-level bootstrap"
-        content["delong"][ours.classes[index]] = found
+        scores = ours.probabilities[:, index], theirs.probabilities[:, index]
+        test = compare(truth, *scores, ours.patients, level=level)
+        why = missing_class(ours) or "a class has fewer than two patients"
+        content["delong"][ours.classes[index]] = (
+            asdict(test) if test else {"difference": None, "p": None, "note": why}
+        )
     differences = bootstrap_difference(ours, theirs, settings.resampling)
     content["differences"] = {name: as_json(figure) for name, figure in differences.items()}
     return content

@@ -129,17 +129,15 @@ def _areas(judged: Judged, level: float) -> dict[str, Any]:
     content = {}
     for index in one_against_the_rest(judged):
         truth = (judged.labels == index).astype(np.int64)
-        areas = delong(truth, judged.probabilities[None, :, index])
+        areas = delong(truth, judged.probabilities[None, :, index], judged.patients)
         interval = (
             auc_interval(float(areas.aucs[0]), float(areas.covariance[0, 0]), level=level) if areas else None
         )
         note = None
         if areas is None:
-            note = missing_class(judged) or "a class has fewer than two slides"
+            note = missing_class(judged) or "a class has fewer than two patients"
         elif interval is None:
             note = "the estimated variance is 0: no interval"
-        elif judged.patient_count < len(judged):
-            note = "patients have several slides: too narrow, see the patient-level bootstrap"
         content[judged.classes[index]] = {
             "AUROC": float(areas.aucs[0]) if areas else None,
             "standard_error": float(np.sqrt(areas.covariance[0, 0])) if areas else None,

@@ -69,6 +69,42 @@ def test_the_variance_is_that_of_many_cohorts_and_the_test_keeps_its_level() -> 
     assert 0.025 < small / 600 < 0.085
 
 
+def test_a_patient_a_slide_is_delong_and_a_slide_many_times_is_one() -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 40)
+    scores = rng.normal(size=(2, 40)) + labels
+    plain, own = delong(labels, scores), delong(labels, scores, [f"p{i}" for i in range(40)])
+    assert plain is not None
+    assert own is not None
+    assert own.covariance == pytest.approx(plain.covariance, abs=1e-15)
+    often = delong(np.repeat(labels, 3), np.repeat(scores, 3, axis=1), np.repeat(np.arange(40), 3).tolist())
+    assert often is not None
+    assert often.aucs == pytest.approx(plain.aucs)
+    assert often.covariance == pytest.approx(plain.covariance)
+
+
+def test_with_several_slides_a_patient_the_interval_still_holds_the_truth() -> None:
+    """Slides of a patient share most of their score, and may be of either class."""
+    rng = np.random.default_rng(3)
+    patients = np.repeat(np.arange(40), 5)
+    truth = 0.736  # of other patients' slides: the normal distribution at 1 / sqrt(2.5)
+    naive, areas, errors = 0, [], []
+    for _ in range(400):
+        labels = rng.integers(0, 2, 200)
+        labels[:150] = np.repeat(rng.integers(0, 2, 30), 5)
+        scores = rng.normal(size=40)[patients] + 0.5 * rng.normal(size=200) + labels
+        found, alone = (delong(labels, scores[None], names) for names in (patients.tolist(), None))
+        assert found is not None
+        assert alone is not None
+        areas.append(found.aucs[0])
+        errors.append(np.sqrt(found.covariance[0, 0]))
+        naive += abs(alone.aucs[0] - truth) < 1.96 * np.sqrt(alone.covariance[0, 0])
+    held = (np.abs(np.array(areas) - truth) < 1.96 * np.array(errors)).mean()
+    assert np.mean(errors) == pytest.approx(np.std(areas), rel=0.12)
+    assert 0.9 < held < 0.98
+    assert naive / 400 < 0.85
+
+
 def test_a_paired_difference_is_surer_than_two_single_areas() -> None:
     rng = np.random.default_rng(2)
     labels = np.repeat([0, 1], 50)
