@@ -247,8 +247,7 @@ def save_model(
     work = folder.parent / ".work"
     draft = begin(folder, recipe, work=work)
     for number, member in enumerate(as_ensemble(head).members):
-        state = {key: tensor.detach().cpu().contiguous() for key, tensor in member.state_dict().items()}
-        write_file(draft.folder / weights_file(number), to_safetensors(state))
+        write_weights(draft.folder / weights_file(number), member)
     for name, data in files.items():
         write_file(draft.folder / name, data)
     write_file(draft.folder / CARD_FILE, canonical(model.as_json()))
@@ -261,6 +260,12 @@ def save_model(
 def weights_file(member: int) -> str:
     """Where a member's weights are."""
     return f"member-{member}.safetensors"
+
+
+def write_weights(path: Path, head: Head) -> None:
+    """Write a member's tensors as safetensors, whole or not at all."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in head.state_dict().items()}
+    write_file(path, to_safetensors(state))
 
 
 def _in_the_way(folder: Path, what: str) -> RecipeError:

@@ -8,13 +8,19 @@ card and weights (see `mil.checkpoint`) the model's folder holds::
     predictions.csv       logits of every member for slides it did not learn from; see `mil.predictions`
     learning-curve.png    `mil.training.curves`
     splits.csv, history.csv, metrics.json, environment.json: `mil.training.records`
+
+A model is published whole or not at all; a study that was stopped goes on with the members that it lacks, see
+`mil.training.trained`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +36,18 @@ from mil.encoder import folder_name
 from mil.ensemble import Ensemble
 from mil.features import BUDGET_BYTES, FeatureRecipe, common_recipe, feature_items
 from mil.gate import Gate
-from mil.heads import build_head
+from mil.heads import Head, build_head
 from mil.labels import LabelTable, SlideLabel, Split, labels_to_csv, read_labels
 from mil.predictions import Part, Predictions, predictions_to_csv
 from mil.training import TrainingRecipe
 from mil.training.curves import draw_learning_curve
 from mil.training.figures import macro_auroc
-from mil.training.members import MemberReport, Slides, Trained, train_members
+from mil.training.members import MemberReport, Slides, train_members
 from mil.training.records import environment_to_json, history_to_csv, splits_to_csv, study_figures
 from mil.training.sources import Stores, open_slides, require_slides
 from mil.training.splits import assign_folds, check_fold_count, check_folds
-from tiling.commit import canonical
+from mil.training.trained import Finished, Trained
+from tiling.commit import alone, begin, canonical
 from tiling.output import Output
 from tiling.store import TileStore, scores_by
 from wsi.errors import UsageError
@@ -92,6 +99,9 @@ def train_model(
 ) -> Model:
     """Train heads on the slides that a label table gives for training, and publish the model as a folder.
 
+    A study that was stopped goes on: members that it finished are not trained again unless something changed
+    that decides their bytes. Until the model is published they are in ``.work`` beside `folder`.
+
     Parameters
     ----------
     stores
@@ -109,7 +119,7 @@ def train_model(
     memory_bytes
         Features that are kept in memory; others are read in each epoch. It changes no result.
     report
-        Called after each epoch.
+        Called after each epoch of the members that are trained now.
 
     Raises
     ------
@@ -117,6 +127,8 @@ def train_model(
         The table is unsound, or slides in it have no such features; all of them are named at once. Two
         slides were not made alike. A class has too few patients. The folder is no place for a model, or
         something is there already. All this before any training.
+    OutputBusyError
+        Another process trains this model.
     """
     check_model_folder(folder)
     table = read_labels(labels)
@@ -125,7 +137,8 @@ def train_model(
     folds = _folds(table, recipe)
     rows, tested = table.of(Split.TRAIN), table.of(Split.TEST)
     features = common_recipe([stores[r.slide_id] for r in (*rows, *tested)], key, contexts=recipe.contexts)
-    _check_head(recipe.training, features, len(table.classes))
+    build = partial(_build, recipe.training, features, len(table.classes))
+    build()  # a head that cannot be made is refused before any feature is read
     sources = open_slides(
         stores,
         (*rows, *tested),
@@ -135,14 +148,43 @@ def train_model(
         memory=memory_bytes,
     )
     slides = Slides(len(table.classes), sources[: len(rows)], sources[len(rows) :])
-    members = train_members(slides, folds, recipe.training, device=device, report=report)
+    device = device or torch.device("cpu")
     training = {
         **_provenance(recipe, table, folds),
         "tiles": sum(map(len, slides.training)),
         "slides_without_label": len(stores.keys() - {row.slide_id for row in table.rows}),
-        "device": (device or torch.device("cpu")).type,
+        "device": device.type,
     }
-    return _publish(folder, members, recipe=recipe, table=table, features=features, training=training)
+    # In the model's own place, but never published there: the model has parts that only its end decides.
+    item, work = folder / f"{folder.name}.members", folder.parent / ".work"
+    with alone(folder, work=work):
+        draft = begin(item, _members_recipe(stores, table, folds, recipe, device), work=work)
+        members = train_members(
+            slides, folds, recipe.training, device=device, report=report, finished=Finished(draft, build)
+        )
+        model = _publish(folder, members, recipe=recipe, table=table, features=features, training=training)
+        draft.discard()
+    return model
+
+
+def _members_recipe(
+    stores: Stores,
+    table: LabelTable,
+    folds: NDArray[np.int64] | None,
+    recipe: StudyRecipe,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything that decides the members' bytes, and nothing that is only asked of them afterwards."""
+    items = ("tiles", *feature_items(folder_name(recipe.encoder), recipe.contexts))
+    return {
+        "step": "members",
+        "training": recipe.training.as_json(),
+        "labels": hashlib.sha256(labels_to_csv(table)).hexdigest(),
+        "folds": None if folds is None else folds.tolist(),
+        "inputs": {row.slide_id: stores[row.slide_id].inputs(*items) for row in table.rows},
+        "device": device.type,
+        "environment": json.loads(environment_to_json()),
+    }
 
 
 def _publish(
@@ -182,11 +224,11 @@ def _publish(
     return model
 
 
-def _check_head(recipe: TrainingRecipe, features: FeatureRecipe, class_count: int) -> None:
-    """Refuse a head that cannot be made, before any feature is read."""
+def _build(recipe: TrainingRecipe, features: FeatureRecipe, class_count: int) -> Head:
+    """A head of the study's kind, as it is before training."""
     dim = int(features.encoder["dim"]) * (1 + len(features.contexts))
     with torch.random.fork_rng(devices=[]):
-        build_head(
+        return build_head(
             recipe.head, dim=dim, classes=class_count, settings=recipe.settings, adaptor=recipe.adaptor
         )
 

@@ -16,6 +16,8 @@ does not vouch for is deleted, so the bytes end up the same as those of a run th
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -24,10 +26,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from wsi.durable import crash_point, make_folder, output_errors, sync_file, sync_folder, write_file
-from wsi.errors import DamagedError, UsageError
+from wsi.errors import DamagedError, OutputBusyError, UsageError
 
 COMMIT_FILE = "commit.json"
 FORMAT = 1
@@ -173,7 +175,7 @@ def _files_under(folder: Path) -> list[str]:
 class Draft:
     """An item being made. Write files under `folder`, finish parts, then publish.
 
-    Made by `begin`. One process at a time owns a draft: the caller holds the output's lock.
+    Made by `begin`. One process at a time owns a draft: the caller holds the output's lock, or `alone`.
     """
 
     item: Path
@@ -249,6 +251,12 @@ class Draft:
         crash_point("after-publish")
         return load_commit(self.item)
 
+    def discard(self) -> None:
+        """Delete it, with its finished parts: what it was for has been published otherwise."""
+        with output_errors(self.item):
+            remove(self.folder)
+            self._journal.unlink(missing_ok=True)
+
     def _recover(self) -> None:
         """Take over what a killed run finished; delete everything that its journal does not vouch for."""
         for line in self._journal.read_bytes().splitlines() if self._journal.exists() else ():
@@ -277,9 +285,7 @@ def begin(item: Path, recipe: Mapping[str, Any], *, work: Path) -> Draft:
     work
         The output's work folder, on the same file system as `item`.
     """
-    # The last name says what it is to whoever looks in; the fingerprint of the path makes it unique.
-    place = os.path.relpath(item, work)  # relative, so that a moved output can still be resumed
-    stem = f"{item.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+    stem = _stem(item, work)
     folder = work / f"{stem}-{fingerprint(recipe)[:16]}"
     if work.is_dir():
         for old in work.glob(f"{glob_escape(stem)}-*"):  # another recipe was being made here, and given up
@@ -290,6 +296,53 @@ def begin(item: Path, recipe: Mapping[str, Any], *, work: Path) -> Draft:
     with output_errors(item):
         draft._recover()
     return draft
+
+
+@contextlib.contextmanager
+def alone(item: Path, *, work: Path) -> Iterator[None]:
+    """Be the only process that makes `item`, where no lock of an output says so.
+
+    The lock is gone the moment the process dies; of the work folder nothing is left that is of no use.
+
+    Raises
+    ------
+    OutputBusyError
+        Another process makes it.
+    OutputError
+        The work folder cannot be created or written to.
+    """
+    make_folder(work)
+    lock = work / f"{_stem(item, work)}.lock"
+    with output_errors(item):
+        stream = lock.open("ab")
+    with stream:
+        with output_errors(item):
+            taken = _is_taken(stream, lock)
+        if taken:
+            raise OutputBusyError(
+                "another run is making it", path=item, action="Wait for it to end, or choose another folder"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody has a use for it
+                work.rmdir()
+
+
+def _is_taken(stream: BinaryIO, lock: Path) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between our opening and our locking it, another process may have ended and deleted it.
+        return not os.path.samestat(os.fstat(stream.fileno()), lock.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return True
+
+
+def _stem(item: Path, work: Path) -> str:
+    """The last name says what it is to whoever looks in; the fingerprint of the path makes it unique."""
+    place = os.path.relpath(item, work)  # relative, so that a moved output can still be resumed
+    return f"{item.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
 
 
 def glob_escape(text: str) -> str:

@@ -17,27 +17,10 @@ from mil.predictions import MemberPredictions, Part
 from mil.training.fitting import Epoch, EpochReport, TrainingRecipe, fit
 from mil.training.records import MemberHistory
 from mil.training.splits import FoldParts, fold_parts
+from mil.training.trained import Finished, Trained
 
 MemberReport = Callable[[int, int, Epoch], None]
 """Called after each epoch with (number of the member, members in all, what is known of the epoch)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """One member, and what it says of slides that it did not learn from."""
-
-    head: Head
-    """In eval mode, on the device that it was trained on."""
-    history: MemberHistory
-    """Its epochs."""
-    seed: int
-    """Of its training."""
-    predictions: tuple[MemberPredictions, ...]
-    """A part each; parts without slides are missing."""
-
-    def of(self, part: Part) -> MemberPredictions:
-        """What it says of one part."""
-        return next(entry for entry in self.predictions if entry.part is part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +42,7 @@ def train_members(
     *,
     device: torch.device | None = None,
     report: MemberReport | None = None,
+    finished: Finished | None = None,
 ) -> list[Trained]:
     """Train a member a fold, or one of all slides, and ask each about the slides that it did not learn from.
 
@@ -71,7 +55,9 @@ def train_members(
     recipe
         How to train each; every member has a seed of its own, drawn from this one's.
     device, report
-        See `mil.training.fitting`.
+        See `mil.training.fitting`. Nothing is reported of members that were finished before.
+    finished
+        Where members are kept as they are finished, and taken from instead of being trained again.
     """
     count = 1 if folds is None else int(folds.max()) + 1
     members = []
@@ -80,7 +66,12 @@ def train_members(
         # Members begin with different weights: what they agree on is less an accident of one beginning.
         seed = member_seed(recipe.seed, number)
         note = partial(report, number, count) if report else None
-        members.append(_train(number, slides, parts, replace(recipe, seed=seed), device, note))
+        member = finished.find(number) if finished else None
+        if member is None:
+            member = _train(number, slides, parts, replace(recipe, seed=seed), device, note)
+            if finished:
+                finished.keep(member)
+        members.append(member)
     return members
 
 

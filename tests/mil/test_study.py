@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import cli
@@ -30,9 +35,10 @@ from mil.training.sources import find_stores
 from mil.training.stopping import Metric
 from tiling.output import Output
 from tiling.store import TileStore, make_array
-from wsi.errors import RecipeError, UsageError
+from wsi.errors import OutputBusyError, RecipeError, UsageError
 
 MakeStore = Callable[..., TileStore]
+ROOT = Path(__file__).resolve().parents[2]
 KEY, DIM = "toy", 6
 QUICK = TrainingRecipe(settings={"hidden": 8, "attention": 4}, epochs=3, learning_rate=1e-2)
 RECIPE = StudyRecipe(encoder=KEY, folds=3, training=QUICK)
@@ -471,24 +477,6 @@ def test_a_folder_that_cannot_be_a_model_s_is_refused_before_training(
     assert not (desk.folder / "zarr.json").exists()
 
 
-def test_a_study_that_was_killed_is_made_anew_with_the_same_bytes(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    desk.train("a/model")
-    draw = study.draw_learning_curve
-
-    def die(*arguments: Any, **keywords: Any) -> bytes:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(study, "draw_learning_curve", die)
-    with pytest.raises(KeyboardInterrupt):
-        desk.train("b/model")
-    assert not (desk.folder / "b" / "model").exists()
-    monkeypatch.setattr(study, "draw_learning_curve", draw)
-    desk.train("b/model")
-    assert desk.files("a/model") == desk.files("b/model")
-
-
 def test_slides_that_were_not_made_alike_are_refused_before_training(
     desk: Desk, no_fit: Callable[[], None], make_store: MakeStore
 ) -> None:
@@ -502,3 +490,176 @@ def test_slides_that_were_not_made_alike_are_refused_before_training(
     desk.write(TABLE)
     with pytest.raises(UsageError, match="'s13' and 's0' were not made alike"):
         desk.train()  # slides for testing too
+
+
+# Stopped, and going on -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Seeds of the members that are trained from now on."""
+    seeds: list[int] = []
+    fit = members.fit
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        seeds.append(keywords["recipe"].seed)
+        return fit(*arguments, **keywords)
+
+    monkeypatch.setattr(members, "fit", counting)
+    return seeds
+
+
+def seeds_of(*numbers: int, seed: int = QUICK.seed) -> list[int]:
+    return [members.member_seed(seed, number) for number in numbers]
+
+
+def stop_in_last(desk: Desk, name: str, recipe: StudyRecipe = RECIPE) -> None:
+    """Train, and die within the third member of three: two are finished."""
+
+    def die(number: int, count: int, epoch: object) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.train(name, recipe, report=die)
+    assert not (desk.folder / name).exists()
+
+
+def test_a_study_that_was_stopped_trains_only_the_members_that_it_lacks(
+    desk: Desk, fitted: list[int]
+) -> None:
+    desk.train("a/model")
+    stop_in_last(desk, "b/model")
+    fitted.clear()
+    reported = []
+    desk.train("b/model", report=lambda number, count, epoch: reported.append((number, count, epoch.number)))
+    assert fitted == seeds_of(2)
+    assert reported == [(2, 3, 1), (2, 3, 2), (2, 3, 3)]
+    assert desk.files("a/model") == desk.files("b/model")
+    assert sorted(path.name for path in (desk.folder / "b").iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_a_study_that_was_stopped_before_its_model_was_published_trains_nothing_again(
+    desk: Desk, no_fit: Callable[[], None], monkeypatch: pytest.MonkeyPatch, folds: int
+) -> None:
+    recipe = replace(RECIPE, folds=folds)
+    desk.train("a/model", recipe)
+    draw = study.draw_learning_curve
+
+    def die(*arguments: Any, **keywords: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "draw_learning_curve", die)
+    with pytest.raises(KeyboardInterrupt):
+        desk.train("b/model", recipe)
+    assert not (desk.folder / "b" / "model").exists()
+    monkeypatch.setattr(study, "draw_learning_curve", draw)
+    no_fit()
+    desk.train("b/model", recipe)
+    assert desk.files("a/model") == desk.files("b/model")
+
+
+def test_a_training_that_was_killed_goes_on(desk: Desk, fitted: list[int]) -> None:
+    """By SIGKILL, in a process of its own: while the second member is written, and when it is finished."""
+    asked = words(desk, "--device", "cpu")
+    for point in ("part-written:2", "part-finished:1"):  # that run finishes one, as the first is there
+        killed = subprocess.run(
+            [sys.executable, "-c", "import sys, cli; sys.exit(cli.main(sys.argv[1:]))", *asked],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "MICROTOME_CRASH_AT": point},
+            capture_output=True,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (desk.folder / "model").exists()
+    assert cli.main(asked) == 0
+    assert fitted == seeds_of(2)
+    there = desk.files("model")
+    (desk.folder / "model").rename(desk.folder / "other")
+    assert cli.main(asked) == 0
+    assert fitted == seeds_of(2, 0, 1, 2)
+    assert there == desk.files("model")
+
+
+def encode_again(desk: Desk, slide: str) -> None:
+    encode(TileStore(Output(desk.folder / "out"), slide), 9 + features_of(99))
+
+
+@pytest.mark.parametrize(
+    ("change", "recipe"),
+    [
+        (lambda desk: None, replace(RECIPE, training=replace(QUICK, seed=1))),
+        (lambda desk: None, replace(RECIPE, training=replace(QUICK, weight_decay=0.5))),
+        (lambda desk: desk.write(TABLE.replace("s3,tumour", "s3,normal")), RECIPE),
+        (lambda desk: desk.write(TABLE.replace("s13,tumour", "s13,normal")), RECIPE),  # same folds
+        (lambda desk: encode_again(desk, "s4"), RECIPE),
+        (lambda desk: encode_again(desk, "s12"), RECIPE),  # that one is judged, and not learned from
+    ],
+    ids=["seed", "setting", "label", "label for testing", "features", "features for testing"],
+)
+def test_members_of_another_study_are_not_gone_on_with(
+    desk: Desk, fitted: list[int], change: Callable[[Desk], None], recipe: StudyRecipe
+) -> None:
+    stop_in_last(desk, "b/model")
+    fitted.clear()
+    change(desk)
+    desk.train("b/model", recipe)
+    assert fitted == seeds_of(0, 1, 2, seed=recipe.training.seed)
+    desk.train("a/model", recipe)
+    assert desk.files("a/model") == desk.files("b/model")
+    assert not (desk.folder / "b" / ".work").exists()
+
+
+def test_members_of_another_environment_are_not_gone_on_with(
+    desk: Desk, fitted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_last(desk, "model")
+    fitted.clear()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    desk.train()
+    assert fitted == seeds_of(0, 1, 2)
+
+
+def test_what_is_only_asked_of_members_afterwards_trains_none_again(desk: Desk, fitted: list[int]) -> None:
+    other = replace(RECIPE, alpha=0.5, gate=study.Gate(0.6))
+    desk.train("a/model", other)
+    stop_in_last(desk, "b/model")
+    fitted.clear()
+    desk.train("b/model", other)
+    assert fitted == seeds_of(2)
+    assert desk.files("a/model") == desk.files("b/model")
+
+
+@pytest.mark.parametrize(("number", "suffix"), [(0, "safetensors"), (1, "json")])
+def test_a_member_that_was_damaged_meanwhile_is_trained_again(
+    desk: Desk, fitted: list[int], number: int, suffix: str
+) -> None:
+    desk.train("a/model")
+    stop_in_last(desk, "b/model")
+    fitted.clear()
+    (kept,) = (desk.folder / "b" / ".work").glob(f"*/member-{number}.{suffix}")
+    data = bytearray(kept.read_bytes())
+    data[-2] ^= 1
+    kept.write_bytes(data)
+    desk.train("b/model")
+    assert fitted == seeds_of(number, 2)
+    assert desk.files("a/model") == desk.files("b/model")
+
+
+def test_one_model_is_trained_by_one_process_at_a_time(desk: Desk, fitted: list[int]) -> None:
+    """Another one beside it is nobody's business."""
+    refused = []
+
+    def train_more(number: int, count: int, epoch: Any) -> None:
+        if (number, epoch.number) == (1, 1):
+            with pytest.raises(OutputBusyError, match="another run is making it"):
+                desk.train()
+            refused.append(len(fitted))
+            desk.train("other")
+
+    desk.train(report=train_more)
+    assert refused == [2]
+    desk.train("a/model")
+    assert desk.files("a/model") == desk.files("model")
+    assert desk.files("other")["member-2.safetensors"] == desk.files("model")["member-2.safetensors"]
+    assert not (desk.folder / ".work").exists()
