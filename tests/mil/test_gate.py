@@ -16,7 +16,7 @@ def kept(logits: np.ndarray, labels: np.ndarray, temperature: float) -> tuple[fl
     values = probabilities(logits, temperature)
     gate, alone = Gate(0.8), np.eye(2, dtype=bool)
     review = [gate.decide(row, alone[row.argmax()]).review for row in values]
-    found = report_gate(review, values.argmax(axis=1) == labels)
+    found = report_gate(review, values.argmax(axis=1) == labels, np.arange(len(labels)))
     assert found.kept.value is not None
     assert found.accuracy_kept.value is not None
     return found.kept.value, found.accuracy_kept.value
