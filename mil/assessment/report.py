@@ -54,6 +54,10 @@ from wsi.errors import DamagedError, RecipeError, UsageError
 METRICS_FILE, PREDICTIONS_FILE, LABELS_FILE = "metrics.json", "predictions.csv", "labels.csv"
 
 
+DEFINITIONS = 1
+"""Version of what the figures mean; a report by another is no longer this one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Assessment:
     """A report that is on disk."""
@@ -283,6 +287,7 @@ def _recipe(
     rows = [[row.slide_id, row.label, row.patient] for row in table.rows] if table else None
     recipe = {
         "step": "evaluation",
+        "definitions": DEFINITIONS,
         "model": trained[0].identity,
         "against": trained[1].identity if len(trained) > 1 else None,
         "settings": settings.as_json(),
