@@ -54,7 +54,7 @@ from wsi.errors import DamagedError, RecipeError, UsageError
 METRICS_FILE, PREDICTIONS_FILE, LABELS_FILE = "metrics.json", "predictions.csv", "labels.csv"
 
 
-DEFINITIONS = 1
+FORMAT = 1
 """Version of what the figures mean; a report by another is no longer this one."""
 
 
@@ -248,7 +248,7 @@ def _content(trained: _Trained, findings: Sequence[Finding], settings: Assessmen
     return {
         "model": trained.identity | {"classes": list(trained.model.classes)},
         "settings": settings.as_json(),
-        "definitions": DEFINITIONS,
+        "format": FORMAT,
         "calibration": trained.calibrations.as_json(),
         "cohorts": {finding.cohort.name: finding.content for finding in findings},
         "cautions": cautions(findings, trained.calibrations, settings),
@@ -287,7 +287,7 @@ def _recipe(
     rows = [[row.slide_id, row.label, row.patient] for row in table.rows] if table else None
     recipe = {
         "step": "evaluation",
-        "definitions": DEFINITIONS,
+        "format": FORMAT,
         "model": trained[0].identity,
         "against": trained[1].identity if len(trained) > 1 else None,
         "settings": settings.as_json(),
