@@ -54,6 +54,7 @@ from wsi.errors import DamagedError, RecipeError, UsageError
 METRICS_FILE, PREDICTIONS_FILE, LABELS_FILE = "metrics.json", "predictions.csv", "labels.csv"
 
 
+_OWN_MEMBER = "the member that did not learn from it"
 FORMAT = 1
 """Version of what the figures mean; a report by another is no longer this one."""
 
@@ -161,22 +162,17 @@ def evaluate_model(
     if others:
         content["against"] = _against(ours, others[0], trained[1], settings)
     if settings.explain and features[0] and output:
-        first = trained[0]
         told = explain_cohort(
             ours[0],
             features[0],
-            first.ensemble,
-            first.calibrations,
+            trained[0].ensemble,
+            trained[0].calibrations,
             settings=settings,
             lesions=wanted.lesions,
             output=output,
             report=report,
         )
-        by = (
-            "the member that did not learn from it"
-            if ours[0].spread is None
-            else "one of the members in turn"
-        )
+        by = "one of the members in turn" if ours[0].spread is not None else _OWN_MEMBER
         content["explanations"] = told.as_json() | {"cohort": ours[0].name, "judged_by": by}
     _publish(folder, recipe, content, findings)
     return Assessment(folder, content, made=True)
@@ -248,7 +244,7 @@ def _content(trained: _Trained, findings: Sequence[Finding], settings: Assessmen
     return {
         "model": trained.identity | {"classes": list(trained.model.classes)},
         "settings": settings.as_json(),
-        "format": FORMAT,
+        "definitions": DEFINITIONS,
         "calibration": trained.calibrations.as_json(),
         "cohorts": {finding.cohort.name: finding.content for finding in findings},
         "cautions": cautions(findings, trained.calibrations, settings),

@@ -84,7 +84,9 @@ def test_threads_read_several_pieces_at_a_time(small: Encoder) -> None:
             meeting.wait(SECONDS)
         return TILES[rows]
 
-    encode(small, read, Pace(8, 3, piece_tiles=2), [slice(0, 6)])
+    found = encode(small, read, Pace(8, 3, piece_tiles=2), [slice(0, 6)])
+    assert not meeting.broken  # three were there at once
+    assert [rows for rows, _ in found] == [slice(0, 6)]
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])
