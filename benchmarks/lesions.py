@@ -14,12 +14,10 @@ The slides are made to be told apart. What is compared here are explanations, no
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cli
+from benchmarks.commands import microtome
 from mil.checkpoint import load_model
 from mil.demo import SIZE, lesion_share
 from mil.encoder import folder_name
@@ -83,13 +81,6 @@ def print_report(report: ExplanationReport) -> None:
     for result, auc in sorted(found, key=lambda pair: -pair[1].mean):
         print(f"| {result.name} | {auc} | {result.gain} |")
     print(f"\n{report.verdict}")
-
-
-def microtome(*words: str) -> None:
-    """Run a command as typed."""
-    print("\n$ microtome " + shlex.join(words), flush=True)
-    if cli.main(words):
-        sys.exit("the command above failed")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import shlex
-import sys
 from pathlib import Path
 
-import cli
+from benchmarks.commands import microtome
 from wsi.durable import make_folder, write_file
 from wsi.errors import MicrotomeError
 from wsi.slide import Slide
@@ -76,13 +74,6 @@ def states_resolution(path: Path) -> bool:
         except MicrotomeError:
             return False
     return True
-
-
-def microtome(*words: str) -> None:
-    """Run a command as typed."""
-    print("\n$ microtome " + shlex.join(words), flush=True)
-    if cli.main(words):
-        sys.exit("the command above failed")
 
 
 if __name__ == "__main__":

@@ -29,9 +29,10 @@ import torch
 from numpy.typing import NDArray
 
 from mil.arguments import training_options
-from mil.calibration import fit_temperature, probabilities, why_not_fitted
+from mil.assessment.calibrating import calibrate
+from mil.calibration import why_not_fitted
 from mil.checkpoint import Calibration, Model, check_model_folder, describe, save_model
-from mil.conformal import ConformalRule, fit_conformal, worst_of_each_patient
+from mil.conformal import ConformalRule
 from mil.encoder import folder_name
 from mil.ensemble import Ensemble
 from mil.features import BUDGET_BYTES, FeatureRecipe, common_recipe, feature_items
@@ -198,7 +199,11 @@ def _publish(
 ) -> Model:
     """Calibrate the members, hold them against the labels, and commit all that is known of them."""
     predictions = Predictions(table.classes, tuple(p for member in members for p in member.predictions))
-    calibration = _calibrate(members, recipe) if predictions.of(Part.TEST) else None
+    calibration = None
+    if predictions.of(Part.TEST):
+        fits = calibrate(predictions, alpha=recipe.alpha)
+        temperatures = tuple(fit.temperature for fit in fits.members)
+        calibration = Calibration(temperatures, fits.rule, recipe.gate)
     temperatures = calibration.temperatures if calibration else (1.0,) * len(members)
     figures = study_figures(predictions, temperatures)
     ensemble = Ensemble(tuple(member.head.cpu() for member in members), temperatures)
@@ -273,25 +278,6 @@ def _warn_of_patients(table: LabelTable, rows: Sequence[SlideLabel]) -> None:
             len(mixed),
             mixed[0],
         )
-
-
-def _calibrate(members: Sequence[Trained], recipe: StudyRecipe) -> Calibration:
-    """Temperatures by validation slides; the ensemble's conformal rule by what members say out of fold.
-
-    The rule is of the kind that is called cross-conformal: calibration scores come from single members, and
-    the sets are those of their mean. Its coverage is therefore near, and not exactly, that of the law in
-    `mil.conformal`; `microtome evaluate` measures it.
-    """
-    validation = [member.of(Part.VALIDATION) for member in members]
-    temperatures = tuple(fit_temperature(entry.logits, entry.labels) for entry in validation)
-    tests = [member.of(Part.TEST) for member in members]
-    each = zip(tests, temperatures, strict=True)
-    judged = np.concatenate([probabilities(test.logits, temperature) for test, temperature in each])  # (m, C)
-    labels = np.concatenate([test.labels for test in tests])  # (m,)
-    patients = [patient for test in tests for patient in test.patients]
-    one_each = worst_of_each_patient(judged, labels, patients)
-    rule = fit_conformal(judged[one_each], labels[one_each], alpha=recipe.alpha)
-    return Calibration(temperatures, rule, recipe.gate)
 
 
 def _provenance(recipe: StudyRecipe, table: LabelTable, folds: NDArray[np.int64] | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from mil.bags import Bag, pack
+from mil.device import seeded
 from mil.heads import Head
 from wsi.errors import MicrotomeError, UsageError
 
@@ -95,7 +96,7 @@ def mc_dropout(
         raise UsageError(f"{passes} passes show no spread", action="Give at least 2 to --mc-dropout")
     device = next(head.parameters()).device
     packed = pack([bag], device=device)
-    with _only_dropout_training(head), _own_random_numbers(seed, device):
+    with _only_dropout_training(head), seeded(seed, device):
         logits = torch.cat([head(packed).logits for _ in range(passes)])  # (passes, C)
     probabilities: NDArray[np.float64] = (logits.double() / temperature).softmax(dim=1).cpu().numpy()
     return probabilities
@@ -121,18 +122,6 @@ def _only_dropout_training(head: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
-
-
-@contextlib.contextmanager
-def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generator of this device inside, and leave it as it was: dropout knows no other."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def _entropy(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -64,7 +64,7 @@ class Calibrations:
     members: tuple[MemberCalibration, ...]
     """By member."""
     rule: ConformalRule
-    """Of the ensemble's probabilities, fitted as a model's card says; see `mil.study`.
+    """Of the ensemble's probabilities; the one that a model's card holds.
 
     The mean of the members is not what was calibrated: members that disagree make sets larger than needed.
     """

@@ -11,7 +11,6 @@ their last digits, and with them, seldom, in the epoch that is chosen.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from mil.bags import Bag, BagSource, PackedBags, pack_in_parts
 from mil.calibration import probabilities
+from mil.device import seeded, untouched
 from mil.ensemble import bag_logits
 from mil.heads import DEFAULT_HEAD, Criterion, Head, Settings, build_head
 from mil.training.figures import balanced_accuracy, macro_auroc
@@ -192,7 +192,7 @@ def fit(
     weights = balanced_weights(labels, class_count) if recipe.balance_classes else torch.ones(class_count)
     criterion = recipe.loss.criterion(weights.to(device))
     judges = _Validation(validation, _labels(validation, class_count), criterion) if validation else None
-    with _seeded(recipe.seed, device):
+    with seeded(recipe.seed, device):
         head = build_head(
             recipe.head,
             dim=sources[0].dim,
@@ -296,7 +296,7 @@ class _Validation:
     def look(self, head: Head) -> ValidationFigures:
         """In eval mode, without gradients, and without touching torch's generators."""
         device = next(head.parameters()).device
-        with _untouched(device):
+        with untouched(device):
             logits = torch.from_numpy(bag_logits(head, self.sources))  # (m, C)
         labels = torch.tensor(self.labels)  # (m,)
         losses = self.criterion(logits.float().to(device), labels.to(device))  # (m,)
@@ -332,21 +332,3 @@ def _labels(sources: Sequence[BagSource], class_count: int) -> list[int]:
 
 def _refused(reason: str) -> UsageError:
     return UsageError(reason, action="Correct the recipe")
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators of this device inside, and leave them as they were: dropout knows no other."""
-    with _untouched(device):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def _untouched(device: torch.device) -> Iterator[None]:
-    """Leave torch's generators of this device as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
