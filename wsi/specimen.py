@@ -16,18 +16,25 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wsi.texture import (
+    CONCENTRATION,
+    Bools,
+    Bytes,
+    Floats,
+    Nucleus,
+    Points,
+    draw_nuclei,
+    fractal,
+    noise,
+    scatter,
+)
+
 MASK_SCALE = 16
 """Level-0 pixels per pixel of the masks of a specimen."""
-_CONCENTRATION = 1 / 128  # stain units per grey level of a concentration image
 
 # Optical density of red, green and blue per unit of stain: the reference vectors of Macenko et al.
 _HAEMATOXYLIN = (0.5626, 0.7201, 0.4062)
 _EOSIN = (0.2159, 0.8012, 0.5581)
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
-Bytes = npt.NDArray[np.uint8]
-Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Stains:
 
     def table(self) -> Bytes:
         """(65536, 3): the colour of each pair of concentrations, haematoxylin in the high byte."""
-        grey = np.arange(256)[:, None] * _CONCENTRATION
+        grey = np.arange(256)[:, None] * CONCENTRATION
         through_h, through_e = np.exp(-grey * self.haematoxylin), np.exp(-grey * self.eosin)
         colour = self.glass * through_h[:, None] * through_e[None]
         return np.rint(colour).astype(np.uint8).reshape(-1, 3)
@@ -60,54 +67,28 @@ class Specimen:
     """(rows, columns), within `tissue`."""
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of nucleus; lengths in microns."""
-
-    length: float
-    width: float
-    spacing: float  # between neighbours
-    turned: float  # spread of the direction of the long axis, in radians from that of the fibres
-    varied: float  # relative spread of the size
-    lobed: float  # depth of the dents of the outline
-    dark: float  # units of haematoxylin
+_FIBROBLAST = Nucleus(length=12, width=3.5, spacing=23, turned=0.5, varied=0.2, lobed=0.03, dark=0.62)
+_RESIDENT = Nucleus(length=7.5, width=6.5, spacing=21, turned=0.8, varied=0.15, lobed=0.05, dark=0.6)
+_EPITHELIAL = Nucleus(length=9.5, width=5.5, spacing=6.5, turned=0, varied=0.12, lobed=0.04, dark=0.64)
+_LYMPHOCYTE = Nucleus(length=6, width=5.5, spacing=8, turned=3, varied=0.08, lobed=0.03, dark=0.8)
+_TUMOUR = Nucleus(length=11.5, width=9, spacing=13.5, turned=3, varied=0.25, lobed=0.11, dark=0.8)
 
 
-_FIBROBLAST = _Kind(length=12, width=3.5, spacing=23, turned=0.5, varied=0.2, lobed=0.03, dark=0.62)
-_RESIDENT = _Kind(length=7.5, width=6.5, spacing=21, turned=0.8, varied=0.15, lobed=0.05, dark=0.6)
-_EPITHELIAL = _Kind(length=9.5, width=5.5, spacing=6.5, turned=0, varied=0.12, lobed=0.04, dark=0.64)
-_LYMPHOCYTE = _Kind(length=6, width=5.5, spacing=8, turned=3, varied=0.08, lobed=0.03, dark=0.8)
-_TUMOUR = _Kind(length=11.5, width=9, spacing=13.5, turned=3, varied=0.25, lobed=0.11, dark=0.8)
-
-
-def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, float]) -> Floats:
-    """Smooth noise of mean 0 and deviation about 0.7; `cell` is its grain (rows, columns) in pixels."""
-    coarse = [math.ceil(n / max(c, 1)) + 3 for n, c in zip(shape, cell, strict=True)]
-    grain = rng.standard_normal(coarse, dtype=np.float32)
-    scale = [max(c, 1) for c in cell]
-    offset = rng.random(2)
-    matrix = np.array([[1 / scale[1], 0, 1 + offset[0]], [0, 1 / scale[0], 1 + offset[1]]])
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(grain, matrix, shape[::-1], flags=flags), np.float32)
-
-
-def _fractal(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int = 3) -> Floats:
-    """Noise upon noise: each octave half as coarse and half as strong."""
-    total = np.zeros(shape, np.float32)
-    for octave in range(octaves):
-        total += _noise(rng, shape, (cell / 2**octave,) * 2) / 2**octave
-    return total
-
-
-def _parts(mask: Bools, most: int) -> Bools:
+def largest_parts(mask: Bools, most: int) -> Bools:
     """Keep the `most` largest connected parts of a mask."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     largest = np.argsort(stats[1:, cv2.CC_STAT_AREA], kind="stable")[::-1][:most] + 1
     return np.isin(labels, largest)
 
 
-def draw_specimen(rng: np.random.Generator, *, size: tuple[int, int], mpp: float) -> Specimen:
-    """One to three ragged pieces of tissue that cover 25 to 50 per cent of the glass."""
+def draw_specimen(
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    mpp: float,
+    cover: tuple[float, float] = (0.3, 0.48),
+) -> Specimen:
+    """One to three ragged pieces of tissue; `cover` bounds their share of the glass, but for lost crumbs."""
     shape = (math.ceil(size[1] / MASK_SCALE), math.ceil(size[0] / MASK_SCALE))
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     x, y = x / shape[1] - 0.5, y / shape[0] - 0.5
@@ -120,9 +101,9 @@ def draw_specimen(rng: np.random.Generator, *, size: tuple[int, int], mpp: float
         u, v = dx * math.cos(turn) + dy * math.sin(turn), dy * math.cos(turn) - dx * math.sin(turn)
         nearest = np.minimum(nearest, np.hypot(u * rng.uniform(0.9, 1.2) * pieces, v * rng.uniform(1, 1.4)))
     shore = 4 * np.clip(np.hypot(x, y) * 0.4 + np.maximum(np.abs(x), np.abs(y)) * 0.6 - 0.4, 0, None)
-    height = 0.12 * _fractal(rng, shape, max(shape) / 6, 4) - nearest - shore
-    tissue = height > np.quantile(height, 1 - rng.uniform(0.3, 0.48))
-    return Specimen(size, mpp, _parts(tissue, 3), np.zeros(shape, np.bool_))
+    height = 0.12 * fractal(rng, shape, max(shape) / 6, 4) - nearest - shore
+    tissue = height > np.quantile(height, 1 - rng.uniform(*cover))
+    return Specimen(size, mpp, largest_parts(tissue, 3), np.zeros(shape, np.bool_))
 
 
 def with_lesion(rng: np.random.Generator, specimen: Specimen) -> Specimen:
@@ -136,10 +117,10 @@ def with_lesion(rng: np.random.Generator, specimen: Specimen) -> Specimen:
     centres = int(rng.integers(1, 3))
     for spot in rng.choice(odds.size, centres, p=odds / odds.sum()):
         nearest = np.minimum(nearest, np.hypot(y - spot // depth.shape[1], x - spot % depth.shape[1]))
-    ragged = nearest + 0.06 * max(depth.shape) * _fractal(rng, depth.shape, max(depth.shape) / 10)
+    ragged = nearest + 0.06 * max(depth.shape) * fractal(rng, depth.shape, max(depth.shape) / 10)
     area = rng.uniform(0.18, 0.35) * specimen.tissue.mean() / inner.mean()
     lesion = inner & (ragged < np.quantile(ragged[inner], min(area, 1.0)))
-    return replace(specimen, lesion=_parts(lesion, centres))
+    return replace(specimen, lesion=largest_parts(lesion, centres))
 
 
 def draw_stains(rng: np.random.Generator) -> Stains:
@@ -161,8 +142,8 @@ def paint(rng: np.random.Generator, specimen: Specimen, stains: Stains) -> Bytes
     width, height = specimen.size
     half = ((width + 1) // 2, (height + 1) // 2)
     streams = rng.spawn(5)
-    tissue = _enlarge(specimen.tissue, half) + 0.13 * _fractal(streams[0], half[::-1], 12 / specimen.mpp)
-    lesion = _enlarge(specimen.lesion, half)
+    tissue = enlarge(specimen.tissue, half) + 0.13 * fractal(streams[0], half[::-1], 12 / specimen.mpp)
+    lesion = enlarge(specimen.lesion, half)
     cover, eosin = _stroma(streams[1], lesion, specimen.mpp)
     cover *= np.clip((tissue - 0.5) * 6 + 0.5, 0, 1)
     glands = _place_glands(streams[2], specimen)
@@ -181,7 +162,7 @@ def paint(rng: np.random.Generator, specimen: Specimen, stains: Stains) -> Bytes
     return np.asarray(cv2.add(pixels, cv2.merge([grain] * 3), dtype=cv2.CV_8U), np.uint8)
 
 
-def _enlarge(mask: Bools, size: tuple[int, int]) -> Floats:
+def enlarge(mask: Bools, size: tuple[int, int]) -> Floats:
     """A specimen's mask at half resolution, where the slide has the given size, with soft edges."""
     whole = cv2.resize(mask.astype(np.float32), None, fx=MASK_SCALE // 2, fy=MASK_SCALE // 2)
     return np.asarray(whole[: size[1], : size[0]], np.float32)
@@ -198,13 +179,13 @@ def _stroma(rng: np.random.Generator, lesion: Floats, mpp: float) -> tuple[Float
     px = 0.5 / mpp  # half-resolution pixels per micron
     shape = (lesion.shape[0], lesion.shape[1])
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
-    x += 45 * px * _noise(rng, shape, (110 * px, 110 * px))
-    y += 45 * px * _noise(rng, shape, (110 * px, 110 * px))
-    straight = _noise(rng, shape, (4 * px, 60 * px))
+    x += 45 * px * noise(rng, shape, (110 * px, 110 * px))
+    y += 45 * px * noise(rng, shape, (110 * px, 110 * px))
+    straight = noise(rng, shape, (4 * px, 60 * px))
     strands = cv2.remap(straight, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     strands = strands * (1 - 0.75 * lesion)
-    pale = 1 / (1 + np.exp(-6 * (_fractal(rng, shape, 160 * px) - 0.7)))
-    eosin = 78 + 12 * _fractal(rng, shape, 90 * px) + 22 * strands + 5 * _noise(rng, shape, (px, px))
+    pale = 1 / (1 + np.exp(-6 * (fractal(rng, shape, 160 * px) - 0.7)))
+    eosin = 78 + 12 * fractal(rng, shape, 90 * px) + 22 * strands + 5 * noise(rng, shape, (px, px))
     eosin = np.clip(eosin * (1 - 0.55 * pale) - 16 * lesion, 6, 200)
     cover = np.clip(4 * (1.35 + strands), 0.1, 1)
     return cover.astype(np.float32), eosin.astype(np.float32)
@@ -212,7 +193,7 @@ def _stroma(rng: np.random.Generator, lesion: Floats, mpp: float) -> tuple[Float
 
 def _place_glands(rng: np.random.Generator, specimen: Specimen) -> Points:
     """(n, 3): level-0 x, y and radius of round glands, apart from one another."""
-    spots = _scatter(rng, specimen.size, 190 / specimen.mpp)
+    spots = scatter(rng, specimen.size, 190 / specimen.mpp)
     inner = cv2.erode(specimen.tissue.astype(np.uint8), np.ones((7, 7)), borderValue=0)
     kept = (_at(inner, spots, MASK_SCALE) > 0) & (rng.random(len(spots)) < 0.4)
     radii = 40 / specimen.mpp * rng.uniform(0.6, 1.4, len(spots))
@@ -225,16 +206,6 @@ def _are_healthy(specimen: Specimen, glands: Points) -> Bools:
     return np.asarray(_at(near_lesion, glands[:, :2], MASK_SCALE) == 0)
 
 
-def _scatter(rng: np.random.Generator, size: tuple[int, int], spacing: float) -> Points:
-    """(n, 2): level-0 points about `spacing` pixels apart, none nearer than two fifths of that."""
-    columns, rows = (math.ceil(n / spacing) for n in size)
-    x, y = (axis.ravel() for axis in np.meshgrid(np.arange(columns), np.arange(rows)))
-    jitter = rng.uniform(0.2, 0.8, (2, x.size))
-    across = x + jitter[0] + 0.5 * (y % 2) - 0.25  # odd rows shifted: no columns to be seen
-    spots = np.column_stack([across, y + jitter[1]]) * spacing
-    return np.asarray(spots[((spots >= 0) & (spots < size)).all(axis=1)])
-
-
 def _nuclei(rng: np.random.Generator, specimen: Specimen, *, cover: Floats, glands: Points) -> Bytes:
     """(height, width): the haematoxylin of all nuclei.
 
@@ -243,20 +214,20 @@ def _nuclei(rng: np.random.Generator, specimen: Specimen, *, cover: Floats, glan
     """
     mpp, size = specimen.mpp, specimen.size
     layer = np.zeros((size[1], size[0]), np.uint8)
-    crowd = _noise(rng, specimen.tissue.shape, (120 / mpp / MASK_SCALE,) * 2)
+    crowd = noise(rng, specimen.tissue.shape, (120 / mpp / MASK_SCALE,) * 2)
     streams = rng.spawn(5)
     for kind, stream in zip((_FIBROBLAST, _RESIDENT, _LYMPHOCYTE, _TUMOUR), streams, strict=False):
-        spots = _scatter(stream, size, kind.spacing / mpp)
+        spots = scatter(stream, size, kind.spacing / mpp)
         in_lesion = _at(specimen.lesion, spots, MASK_SCALE)
         shown = (_at(cover, spots, 2) > 0.6) & (in_lesion == (kind is _TUMOUR))
         if kind is _LYMPHOCYTE:
             shown &= _at(crowd, spots, MASK_SCALE) > 1.25
-        _draw_nuclei(
+        draw_nuclei(
             stream, layer, kind, spots, stream.normal(0, kind.turned, len(spots)), shown=shown, mpp=mpp
         )
     spots, turns, shown = _rings(specimen, glands)
-    _draw_nuclei(streams[4], layer, _EPITHELIAL, spots, turns, shown=shown, mpp=mpp)
-    chromatin = 1 + 0.22 * _noise(rng, (size[1], size[0]), (1.3 / mpp, 1.3 / mpp))
+    draw_nuclei(streams[4], layer, _EPITHELIAL, spots, turns, shown=shown, mpp=mpp)
+    chromatin = 1 + 0.22 * noise(rng, (size[1], size[0]), (1.3 / mpp, 1.3 / mpp))
     textured = np.clip(layer * chromatin, 0, 255).astype(np.uint8)
     return np.asarray(cv2.GaussianBlur(textured, (0, 0), 0.35 / mpp), np.uint8)
 
@@ -271,28 +242,3 @@ def _rings(specimen: Specimen, glands: Points) -> tuple[Points, Points, Bools]:
     spots = glands[gland, :2] + glands[gland, 2:] * outward
     on_slide = ((spots >= 0) & (spots < specimen.size)).all(axis=1)
     return spots, angles, on_slide & _are_healthy(specimen, glands)[gland]
-
-
-def _draw_nuclei(
-    rng: np.random.Generator,
-    layer: Bytes,
-    kind: _Kind,
-    spots: Points,
-    turns: Points,
-    *,
-    shown: Bools,
-    mpp: float,
-) -> None:
-    """Draw onto `layer` dented ellipses with dark rims, those of `spots` that are `shown`."""
-    angle = np.linspace(0, 2 * math.pi, 14, endpoint=False)
-    phase = rng.uniform(0, 2 * math.pi, (2, len(spots), 1))
-    dents = np.cos(2 * angle + phase[0]) + np.cos(3 * angle + phase[1])
-    radii = np.exp(rng.normal(0, kind.varied, (len(spots), 1))) / 2 / mpp * (1 + kind.lobed * dents)
-    u, v = radii * kind.length * np.cos(angle), radii * kind.width * np.sin(angle)
-    cos, sin = np.cos(turns)[:, None], np.sin(turns)[:, None]
-    x, y = spots[:, :1] + u * cos - v * sin, spots[:, 1:] + u * sin + v * cos
-    outlines = np.rint(np.stack([x, y], axis=-1) * 16).astype(np.int32)  # cv2 takes sixteenths of a pixel
-    dark = kind.dark / _CONCENTRATION * rng.uniform(0.65, 1.2, len(spots))
-    for index in np.flatnonzero(shown):
-        cv2.fillPoly(layer, [outlines[index]], float(dark[index]), cv2.LINE_8, 4)
-        cv2.polylines(layer, [outlines[index]], True, float(dark[index]) * 1.25, 1, cv2.LINE_8, 4)

@@ -97,7 +97,7 @@ def write_slide(
         raise UsageError(found, path=path, action="Ask for at least 256 x 256 and tiles in steps of 16")
     pixels, mask = _draw(seed, lesion=lesion, size=size, mpp=mpp or _ASSUMED_MPP)
     if path.suffix.lower() == ".svs":
-        _write_svs(path, pixels, mpp=mpp, tile_px=tile_px, label_image=label_image)
+        write_svs(path, pixels, mpp=mpp, tile_px=tile_px, label_image=label_image)
     else:
         _write_tiff(path, pixels, mpp=mpp, tile_px=tile_px)
     return SyntheticSlide(path=path, lesion=mask, lesion_scale=float(MASK_SCALE))
@@ -154,13 +154,13 @@ def _levels(pixels: Bytes) -> list[Bytes]:
     return levels
 
 
-def _jpeg(**options: Any) -> dict[str, Any]:
+def _jpeg(quality: int = _QUALITY, /, **options: Any) -> dict[str, Any]:
     """What every JPEG directory asks of tifffile; no field depends on the day or on tifffile's version."""
     return {
         "photometric": "rgb",
         "subsampling": (2, 2),
         "compression": "jpeg",
-        "compressionargs": {"level": _QUALITY},
+        "compressionargs": {"level": quality},
         "metadata": None,
         "software": "Microtome synthetic slide",
         **options,
@@ -175,7 +175,16 @@ def _aperio_description(size: tuple[int, int], *, shown: str, mpp: float | None)
     return f"{title}{scale}|Source = synthetic"
 
 
-def _write_svs(path: Path, pixels: Bytes, *, mpp: float | None, tile_px: int, label_image: bool) -> None:
+def write_svs(
+    path: Path,
+    pixels: Bytes,
+    *,
+    mpp: float | None,
+    tile_px: int = 256,
+    label_image: bool = False,
+    quality: int = _QUALITY,
+) -> None:
+    """Write (height, width, 3) RGB as an Aperio-like file; `quality` is that of all its JPEG."""
     size = (pixels.shape[1], pixels.shape[0])
     levels = _levels(pixels)
 
@@ -184,14 +193,16 @@ def _write_svs(path: Path, pixels: Bytes, *, mpp: float | None, tile_px: int, la
 
     tiles = f"({tile_px}x{tile_px})"
     with replacing(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
-        tile = {"tile": (tile_px, tile_px)}
-        tiff.write(pixels, description=described(f"{tiles} JPEG/YCC Q={_QUALITY}"), **_jpeg(**tile))
+        tile = {
+            "tile": (tile_px, tile_px),
+        }
+        tiff.write(pixels, description=described(f"{tiles} JPEG/YCC Q={quality}"), **_jpeg(quality, **tile))
         small = levels[-1]
         seen = f"-> {small.shape[1]}x{small.shape[0]} - "
-        tiff.write(small, description=described(seen), **_jpeg(rowsperstrip=16))
+        tiff.write(small, description=described(seen), **_jpeg(quality, rowsperstrip=16))
         for level in levels[1:]:
-            shown = f"{tiles} -> {level.shape[1]}x{level.shape[0]} JPEG/YCC Q={_QUALITY}"
-            tiff.write(level, description=described(shown), **_jpeg(**tile))
+            shown = f"{tiles} -> {level.shape[1]}x{level.shape[0]} JPEG/YCC Q={quality}"
+            tiff.write(level, description=described(shown), **_jpeg(quality, **tile))
         if label_image:
             _write_label(tiff, small)
 
