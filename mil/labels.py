@@ -14,8 +14,8 @@ from pathlib import Path
 from wsi.errors import UsageError
 
 _REQUIRED = ("slide_id", "label")
-_OPTIONAL = ("patient", "split", "fold")
-_MAY_BE_BLANK = ("fold",)  # slides for testing have none
+_OPTIONAL = ("patient", "split", "fold", "site")
+_MAY_BE_BLANK = ("fold", "site")  # slides for testing have no fold, and of some nobody knows the site
 _TAKEN_LABEL = "attention rank"  # the channel that every heatmap has beside its classes
 _LABEL_BYTES = 100  # labels are parts of file names
 
@@ -41,6 +41,8 @@ class SlideLabel:
     """What it is for; None where the table does not say."""
     fold: int | None
     """Which fold it is in, from 0; None where the table does not say, and for slides for testing."""
+    site: str | None
+    """Where it was made: hospital, scanner or stain; None where the table does not say."""
     line: int
     """Where it stands in the file, for messages."""
 
@@ -70,7 +72,7 @@ class LabelTable:
 
 
 def read_labels(path: Path, *, to_train: bool = True) -> LabelTable:
-    """Read a CSV file with columns ``slide_id,label`` and, if wanted, ``patient``, ``split`` and ``fold``.
+    """Read a CSV file with columns ``slide_id,label``, and ``patient,split,fold,site`` as far as wanted.
 
     UTF-8 with or without a byte-order mark, any line ends. All is text: a slide called 007 keeps its zeros.
     Blanks around a value are dropped, and letters with accents are brought to one spelling (Unicode NFC);
@@ -178,6 +180,7 @@ def _parse(path: Path, text: str) -> Iterator[SlideLabel]:
                 named.get("patient"),
                 _split(path, named.get("split"), line),
                 _fold(path, named.get("fold"), line),
+                named.get("site") or None,
                 line,
             )
     except csv.Error as error:
@@ -192,7 +195,7 @@ def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
         raise _refused(
             path,
             f"has no column {' nor '.join(missing)} (columns found: {found})",
-            "The first line must be: slide_id,label[,patient][,split][,fold], with commas",
+            "The first line must be: slide_id,label[,patient][,split][,fold][,site], with commas",
         )
     twice = [name for name in (*_REQUIRED, *_OPTIONAL) if header.count(name) > 1]
     if twice:

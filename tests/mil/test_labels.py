@@ -169,6 +169,8 @@ def test_folds_are_read_and_left_to_the_program_where_blank(tmp_path: Path) -> N
         'slide_id,label\n"a,1",x\nb,y\n',
         "slide_id,label,split,fold\ns1,a,train,1\ns2,b,train,0\ns3,a,test,\n",
         "slide_id,label,fold\ns1,a,\ns2,b,\n",
+        'site,slide_id,label,patient\n"Oslo, A",s1,a,p\n,s2,b,q\n',
+        "slide_id,label,site\ns1,a,\ns2,b, \n",
     ],
 )
 def test_a_table_is_written_as_it_was_read(tmp_path: Path, content: str) -> None:
@@ -176,3 +178,15 @@ def test_a_table_is_written_as_it_was_read(tmp_path: Path, content: str) -> None
     again = read(tmp_path, labels_to_csv(table))
     assert again == table
     assert labels_to_csv(again) == labels_to_csv(table)
+
+
+def test_a_site_may_be_unknown_and_is_written_back_if_any_is_known(tmp_path: Path) -> None:
+    table = read(tmp_path, "slide_id,site,label\ns1, e\u0301 1 ,a\ns2,,b\n")
+    assert [row.site for row in table.rows] == ["é 1", None]
+    assert labels_to_csv(table).decode() == "slide_id,label,site\ns1,a,é 1\ns2,b,\n"
+    for content in (GOOD, "slide_id,label,site\ns1,a,\ns2,b, \n"):
+        unknown = read(tmp_path, content)
+        assert {row.site for row in unknown.rows} == {None}
+        assert b"site" not in labels_to_csv(unknown)
+    with pytest.raises(UsageError, match="column site twice"):
+        read(tmp_path, "slide_id,label,site,site\ns1,a,x,y\ns2,b,x,y\n")
