@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,65 @@ from heatmaps.qupath import TileClasses, write_tiles
 from heatmaps.raster import Heatmap, paint
 from tiling.commit import Commit
 from tiling.pipeline import Step
-from tiling.store import TileStore, scores_by
+from tiling.store import TileStore, judges_tiles, scores_by
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
 from wsi.durable import write_file
-from wsi.errors import RecipeError
+from wsi.errors import RecipeError, UsageError
 from wsi.picture import encode_png
 
 SCORES, GEOJSON = "scores.ome.tif", "tiles.geojson"
-RANK = "attention rank"
+RANK, UNCERTAINTY = "attention rank", "uncertainty"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TileNumbers:
+    """What is known of each of a slide's n tiles, and is drawn."""
+
+    classes: tuple[str, ...]
+    """C, in the order of the scores."""
+    scores: NDArray[np.float32]
+    """``(n, C)``, 0 to 1."""
+    attention: NDArray[np.float32] | None = None
+    """``(n,)``, summing to 1; None by a model that judges tiles, which looks at each for itself."""
+    uncertainty: NDArray[np.float32] | None = None
+    """``(n,)``, 0 sure, 1 no idea; None for scores of before there was any."""
+    disagreement: NDArray[np.float32] | None = None
+    """``(n,)``, 0 to 1, likewise: how far the members of the model are apart."""
+
+    def channels(self) -> dict[str, NDArray[np.float32]]:
+        """``(n,)`` numbers from 0 to 1 by the name of the channel that shows them."""
+        named = {name: self.scores[:, i] for i, name in enumerate(self.classes)}
+        if self.attention is not None:
+            named[RANK] = ranks(self.attention)
+        if self.uncertainty is not None:
+            named[UNCERTAINTY] = self.uncertainty
+        if len(named) != len(self.classes) + (self.attention is not None) + (self.uncertainty is not None):
+            raise UsageError(
+                f"a class has the name of another channel ({RANK} or {UNCERTAINTY})",
+                action="Give the class another name, and train the model again",
+            )
+        return named
+
+    def measurements(self) -> dict[str, NDArray[np.float32]]:
+        """For QuPath. Not "probability": of a slide's model a tile's score is none, and is not calibrated."""
+        named = {f"Tile score: {name}": self.scores[:, i] for i, name in enumerate(self.classes)}
+        if self.attention is not None:
+            named |= {"Attention": self.attention, "Attention rank": ranks(self.attention)}
+        if self.uncertainty is not None:
+            named["Uncertainty"] = self.uncertainty
+        if self.disagreement is not None:
+            named["Disagreement"] = self.disagreement
+        return named
 
 
 def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = None) -> Commit:
-    """Paint a model's tile scores and attention on the slide's frame.
+    """Paint a model's tile scores, attention and uncertainty on the slide's frame.
 
-    Writes ``scores.ome.tif`` (float32, one channel a class and the attention's rank), ``tiles.geojson`` (for
-    QuPath), and for each class and for attention ``heatmap-<name>.ome.tif`` (coloured) and
-    ``overlay-<name>.png`` (over the thumbnail).
+    Writes ``scores.ome.tif`` (float32, one channel a class, the attention's rank and the uncertainty),
+    ``tiles.geojson`` (for QuPath), and for each channel ``heatmap-<name>.ome.tif`` (coloured) and
+    ``overlay-<name>.png`` (over the thumbnail). By a model that judges tiles there is no attention: it would
+    be the same everywhere. Scores of before there was an uncertainty are drawn without.
 
     Parameters
     ----------
@@ -61,16 +104,15 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
     draft = store.begin(f"heatmaps/{model}", recipe)
     if draft is None:
         return store.require(f"heatmaps/{model}")
-    classes = tuple(commit.recipe["model"]["classes"])
-    scores, attention = store.scores(model)
-    heatmap = _paint(store, classes, scores, attention)
+    numbers = _numbers(store, model)
+    heatmap = _paint(store, numbers)
     write_scores(draft.folder / SCORES, heatmap)
     thumbnail, scale = read_thumbnail(store)
+    of_tiles = judges_tiles(commit)
     for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
         write_colours(draft.folder / f"heatmap-{name}.ome.tif", heatmap, channel)
-        picture = draw_overlay(
-            thumbnail, heatmap, channel, thumbnail_scale=scale[0], title=legend_title(channel)
-        )
+        title = legend_title(channel, of_tiles=of_tiles)
+        picture = draw_overlay(thumbnail, heatmap, channel, thumbnail_scale=scale[0], title=title)
         write_file(draft.folder / f"overlay-{name}.png", encode_png(picture))
     record = store.record
     write_tiles(
@@ -79,8 +121,8 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
         origins=store.origins,
         tile=_pair(record["tile_level0"]),
         slide_size=tuple(record["slide_size"]),
-        measurements=_measurements(classes, scores, attention),
-        classes=TileClasses(classes, scores.argmax(axis=1)),
+        measurements=numbers.measurements(),
+        classes=TileClasses(numbers.classes, numbers.scores.argmax(axis=1)),
         bounds_origin=tuple(record["bounds_origin"]),
     )
     return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
@@ -98,15 +140,24 @@ def file_names(channels: Sequence[str]) -> list[str]:
     return [f"{index}-{name}" for index, name in enumerate(names)]
 
 
-def legend_title(channel: str) -> str:
-    """What a channel's colours mean. Neither is a probability of disease.
+def legend_title(channel: str, *, of_tiles: bool = False) -> str:
+    """What a channel's colours mean; `of_tiles` is by a model that judges tiles. None is one of disease.
 
     >>> legend_title("tumour")
     'tumour: score of each tile alone'
+    >>> legend_title("tumour", of_tiles=True)
+    'tumour: probability of each tile'
     >>> legend_title("attention rank")
     'attention rank: no evidence'
+    >>> legend_title("uncertainty")
+    'uncertainty: 0 sure, 1 no idea'
     """
-    return f"{channel}: no evidence" if channel == RANK else f"{channel}: score of each tile alone"
+    if channel in _MEANINGS:
+        return f"{channel}: {_MEANINGS[channel]}"
+    return f"{channel}: {'probability of each tile' if of_tiles else 'score of each tile alone'}"
+
+
+_MEANINGS = {RANK: "no evidence", UNCERTAINTY: "0 sure, 1 no idea"}
 
 
 def draw_step(model: str, *, weights_sha256: str) -> Step:
@@ -116,16 +167,26 @@ def draw_step(model: str, *, weights_sha256: str) -> Step:
     )
 
 
-def _paint(
-    store: TileStore, classes: tuple[str, ...], scores: NDArray[np.float32], attention: NDArray[np.float32]
-) -> Heatmap:
-    """All channels at once: the classes' scores, then attention as a rank in [0, 1]."""
-    record = store.record
+def _numbers(store: TileStore, model: str) -> TileNumbers:
+    """What is drawn of a model's scores."""
+    commit = store.require(f"scores/{model}")
+    scores, attention = store.scores(model)
+    return TileNumbers(
+        tuple(commit.recipe["model"]["classes"]),
+        scores,
+        None if judges_tiles(commit) else attention,
+        *(store.uncertainty(model) or ()),
+    )
+
+
+def _paint(store: TileStore, numbers: TileNumbers) -> Heatmap:
+    """All channels at once."""
+    record, channels = store.record, numbers.channels()
     resolution = store.tiles.recipe["resolution"]
     return paint(
         store.origins,
-        np.column_stack([scores, ranks(attention)]),
-        channels=(*classes, RANK),
+        np.column_stack(list(channels.values())),
+        channels=tuple(channels),
         tile=_pair(record["tile_level0"]),
         stride=_pair(record["stride_level0"]),
         slide_size=tuple(record["slide_size"]),
@@ -144,14 +205,6 @@ def ranks(attention: NDArray[np.float32]) -> NDArray[np.float32]:
     last = np.cumsum(counts) - 1
     mean_rank = last - (counts - 1) / 2
     return (mean_rank[inverse] / (len(attention) - 1)).astype(np.float32)
-
-
-def _measurements(
-    classes: tuple[str, ...], scores: NDArray[np.float32], attention: NDArray[np.float32]
-) -> dict[str, NDArray[np.float32]]:
-    """For QuPath. Not "probability": a tile's score is not calibrated, and the slide's is another number."""
-    named = {f"Tile score: {name}": scores[:, i] for i, name in enumerate(classes)}
-    return named | {"Attention": attention, "Attention rank": ranks(attention)}
 
 
 def _pair(values: Any) -> tuple[float, float]:

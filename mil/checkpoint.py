@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +43,15 @@ FORMAT = 2
 """Version of model.json."""
 _OLD_FORMAT, _OLD_WEIGHTS = 1, "weights.safetensors"
 _NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+
+
+class Judges(Enum):
+    """What a model says something of; the values are in cards, and `tiling.store.judges_tiles` knows them."""
+
+    SLIDES = "slides"
+    """A slide has one class. Tiles are scored as slides of one tile."""
+    TILES = "tiles"
+    """A tile has one class: a slide holds many, so there is no verdict on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,8 @@ class Model:
     """How sure it may be; None where nothing was held out to find that out."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """How it was trained, as JSON: for the reader, and to tell whether training again would change it."""
+    judges: Judges = Judges.SLIDES
+    """What it says something of: slides, as all models did at first, or tiles."""
 
     def __post_init__(self) -> None:
         check_model_name(self.name)
@@ -129,7 +141,10 @@ class Model:
             "format": FORMAT,
             "features": self.features.as_json(),
             "calibration": self.calibration.as_json() if self.calibration else None,
+            "judges": self.judges.value,
         }
+        if self.judges is Judges.SLIDES:
+            del content["judges"]  # cards and scores of before there was a choice stay what they are
         as_read: dict[str, Any] = json.loads(canonical(content))  # tuples are lists there
         return as_read
 
@@ -137,7 +152,8 @@ class Model:
         """All that decides what it says of given features: part of the recipe of its scores."""
         kept = ("name", "head", "settings", "adaptor", "classes", "calibration")
         content = self.as_json()
-        return {key: content[key] for key in kept} | {"weights_sha256": self.weights_sha256}
+        said = {key: content[key] for key in kept} | {"weights_sha256": self.weights_sha256}
+        return said | {"judges": content["judges"]} if "judges" in content else said
 
 
 def check_model_name(name: str) -> str:
@@ -196,6 +212,7 @@ def describe(
     features: FeatureRecipe,
     calibration: Calibration | None = None,
     training: Mapping[str, Any] | None = None,
+    judges: Judges = Judges.SLIDES,
 ) -> Model:
     """The card of a head, or of an ensemble whose members are alike."""
     members = as_ensemble(head).members
@@ -209,6 +226,7 @@ def describe(
         members=tuple(digest_state(member.state_dict()) for member in members),
         calibration=calibration,
         training=training or {},
+        judges=judges,
     )
 
 
@@ -349,6 +367,7 @@ def _read_card(path: Path) -> tuple[Model, list[str]]:
             members=tuple(content["members"]),
             calibration=Calibration.from_json(calibration) if calibration else None,
             training=content["training"],
+            judges=Judges(content.get("judges", Judges.SLIDES.value)),
         )
     except UsageError:
         raise

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mil.bags import Bag, each_alone, pack
-from mil.checkpoint import Model
+from mil.checkpoint import Judges, Model
 from mil.encoder import folder_name
 from mil.ensemble import Ensemble, as_ensemble, bag_logits, check_length, in_eval_mode
 from mil.features import FeatureRecipe, feature_items, read_bag
+from mil.gate import Gate
 from mil.heads import Head
 from mil.segments import segment_softmax
 from mil.uncertainty import spread
@@ -55,6 +57,11 @@ class Prediction:
     attention: NDArray[np.float32]
     """``(n,)``, summing to 1: how much each tile counted, whatever it spoke for, the mean over members and
     branches. Not evidence of anything."""
+    uncertainty: NDArray[np.float32]
+    """``(n,)``: the entropy of each tile's scores, divided by log C: 0 sure of one class, 1 no idea."""
+    disagreement: NDArray[np.float32]
+    """``(n,)``: the part of it that members disagree by, their mutual information divided by log C: 0 where
+    all say the same, and of a single member."""
 
 
 @torch.inference_mode()
@@ -75,8 +82,21 @@ def predict_bag(model: Head | Ensemble, bag: Bag) -> Prediction:
         raise _gives_nan(bag)
     each = ensemble.calibrated(logits)  # (M, C)
     count = len(ensemble.members)
+    tiles = _judge_tiles(ensemble, bag)
+    return Prediction(
+        probabilities=each.mean(axis=0),
+        member_probabilities=each,
+        spread=each.std(axis=0, ddof=1) if count > 1 else np.zeros(ensemble.classes),
+        information=spread(each[:, None]).information if count > 1 else np.zeros(1),
+        **tiles,
+    )
+
+
+def _judge_tiles(ensemble: Ensemble, bag: Bag) -> dict[str, NDArray[np.float32]]:
+    """What `Prediction` says of the tiles, by the names of its fields."""
+    count = len(ensemble.members)
     features = pack([bag], device=ensemble.device)
-    scores, attention = torch.zeros(()), torch.zeros(())
+    scores, attention, within = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for member, temperature in zip(ensemble.members, ensemble.temperatures, strict=True):
         with in_eval_mode(member):
             weights = segment_softmax(member(features).attention_logits, features.bag_of_row, 1)  # (n, K)
@@ -84,16 +104,23 @@ def predict_bag(model: Head | Ensemble, bag: Bag) -> Prediction:
             alone = torch.cat([_scores_alone(member, rows, temperature) for rows in slices])  # (n, C)
         scores = scores.to(alone.device) + alone / count
         attention = attention.to(alone.device) + weights.mean(dim=1) / count
+        within = within.to(alone.device) + _entropy(alone) / count
     if not scores.isfinite().all():
         raise _gives_nan(bag)
-    return Prediction(
-        probabilities=each.mean(axis=0),
-        member_probabilities=each,
-        spread=each.std(axis=0, ddof=1) if count > 1 else np.zeros(ensemble.classes),
-        information=spread(each[:, None]).information if count > 1 else np.zeros(1),
-        tile_scores=scores.cpu().numpy(),
-        attention=attention.cpu().numpy(),
-    )
+    total = _entropy(scores)  # (n,); of one member the very numbers of `within`
+    named = {
+        "tile_scores": scores,
+        "attention": attention,
+        "uncertainty": total.clip(0, 1).float(),  # beyond these by rounding only
+        "disagreement": (total - within).clip(0, 1).float(),
+    }
+    return {name: values.cpu().numpy() for name, values in named.items()}
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """``(k, C)`` to ``(k,)`` float64: in units of the most that there can be, log C."""
+    entropy: Tensor = torch.special.entr(probabilities.double()).sum(dim=1)
+    return entropy / math.log(probabilities.shape[1])
 
 
 def _gives_nan(bag: Bag) -> MicrotomeError:
@@ -134,10 +161,10 @@ def check_features(store: TileStore, model: Model) -> None:
 def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Commit:
     """Score a slide and commit ``scores/<model.name>`` to its store; does nothing where that is done.
 
-    The item holds ``scores`` ``(n, C)`` and ``attention`` ``(n,)`` float32. What is said of the slide itself
-    is in the commit's record: ``probabilities`` by class and whether they are ``calibrated``; of an ensemble
-    the members' ``spread`` by class; of a calibrated one the ``conformal_set`` and the gate's ``decision``;
-    and ``trained_on`` where a slide of that name was among those for training.
+    The item holds ``scores`` ``(n, C)``, ``attention``, ``uncertainty`` and ``disagreement`` ``(n,)``
+    float32; see `Prediction`. What is said of the slide itself is in the commit's record: see `verdict`, and
+    by a model that judges tiles `tissue_shares`; and ``trained_on`` where a slide of that name was among
+    those for training.
 
     Parameters
     ----------
@@ -165,12 +192,19 @@ def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Comm
     if draft is None:
         return store.require(item)
     prediction = predict_bag(head, read_bag(store, key, contexts=contexts))
-    for name, values in (("scores", prediction.tile_scores), ("attention", prediction.attention)):
+    arrays = {
+        "scores": prediction.tile_scores,
+        "attention": prediction.attention,
+        "uncertainty": prediction.uncertainty,
+        "disagreement": prediction.disagreement,
+    }
+    for name, values in arrays.items():
         array = make_array(
             draft, name, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
         )
         array.write_all(values)
-    record = verdict(model, prediction) | {"tiles": len(store), "versions": versions("torch")}
+    said = tissue_shares if model.judges is Judges.TILES else verdict
+    record = said(model, prediction) | {"tiles": len(store), "versions": versions("torch")}
     if store.slide_id in model.training.get("slides", ()):
         record["trained_on"] = True  # most members learned from it: this is no test of them
     write_group(draft, attributes={"recipe": recipe, "record": record})
@@ -178,17 +212,17 @@ def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Comm
 
 
 def verdict(model: Model, prediction: Prediction) -> dict[str, Any]:
-    """What a model says of a slide, as JSON, by the names of the classes."""
+    """What a model says of a slide, as JSON, by the names of the classes.
 
-    def by_class(values: NDArray[np.float64]) -> Mapping[str, float]:
-        return dict(zip(model.classes, values.tolist(), strict=True))
-
+    ``probabilities`` and whether they are ``calibrated``; of an ensemble the members' ``spread`` and their
+    mutual ``information``; of a calibrated one the ``conformal_set`` and the gate's ``decision``.
+    """
     said: dict[str, Any] = {
-        "probabilities": by_class(prediction.probabilities),
+        "probabilities": _by_class(model, prediction.probabilities),
         "calibrated": model.calibration is not None,
     }
     if len(prediction.member_probabilities) > 1:
-        said["spread"] = by_class(prediction.spread)
+        said["spread"] = _by_class(model, prediction.spread)
         said["information"] = float(prediction.information[0])
     if model.calibration is None:
         return said
@@ -202,3 +236,25 @@ def verdict(model: Model, prediction: Prediction) -> dict[str, Any]:
             "reasons": list(decision.reasons),
         },
     }
+
+
+def tissue_shares(model: Model, prediction: Prediction) -> dict[str, Any]:
+    """What a model that judges tiles says of a slide, as JSON: of what it is made, and not what it is.
+
+    ``shares`` by class of the tiles that score highest in it; ``expected_shares``, the mean scores;
+    ``uncertain_share``, that of the tiles whose highest score is below the gate's threshold; and whether the
+    scores are ``calibrated``.
+    """
+    scores = prediction.tile_scores
+    best = np.bincount(scores.argmax(axis=1), minlength=len(model.classes))  # (C,)
+    gate = model.calibration.gate if model.calibration else Gate()
+    return {
+        "shares": _by_class(model, best / len(scores)),
+        "expected_shares": _by_class(model, scores.mean(axis=0, dtype=np.float64)),
+        "uncertain_share": float((scores.max(axis=1) < gate.threshold).mean()),
+        "calibrated": model.calibration is not None,
+    }
+
+
+def _by_class(model: Model, values: NDArray[np.float64]) -> Mapping[str, float]:
+    return dict(zip(model.classes, values.tolist(), strict=True))

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from mil.arguments import training_options
 from mil.assessment.calibrating import calibrate
 from mil.calibration import why_not_fitted
-from mil.checkpoint import Calibration, Model, check_model_folder, describe, save_model
+from mil.checkpoint import Calibration, Judges, Model, check_model_folder, describe, save_model
 from mil.conformal import ConformalRule
 from mil.encoder import folder_name
 from mil.ensemble import Ensemble
@@ -336,8 +336,14 @@ def held_out(output: Output, labels: Path, model: Model) -> HeldOut:
     Raises
     ------
     UsageError
-        The table has no such slide, or one of them was not scored, or was trained on.
+        The table has no such slide, or one of them was not scored, or was trained on; or the model judges
+        tiles.
     """
+    if model.judges is Judges.TILES:
+        raise UsageError(
+            f"model {model.name!r} judges tiles: it has no verdict on a slide to hold against labels",
+            action="Give a model that was trained on labels of slides",
+        )
     table = read_labels(labels)
     rows = table.of(Split.TEST)
     if not rows:

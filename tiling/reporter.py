@@ -10,8 +10,9 @@ from typing import Any, TextIO
 
 from tiling.blocks import Progress
 from tiling.cohort import Outcome, Status
+from tiling.commit import Commit
 from tiling.output import Output
-from tiling.store import TileStore, scores_by
+from tiling.store import TileStore, judges_tiles, scores_by
 from wsi.errors import MicrotomeError
 from wsi.messages import on_a_terminal
 
@@ -105,13 +106,22 @@ def figures(store: TileStore, model: tuple[str, str] | None = None) -> dict[str,
         found["tiles"] = store.require("tiles").record["tiles"]
     if model:
         with contextlib.suppress(MicrotomeError):
-            record = scores_by(store, *model).record
-            probabilities = record["probabilities"]
-            found["prediction"] = max(probabilities, key=lambda name: (probabilities[name], name))
-            said = ("probabilities", "calibrated", "trained_on", "spread", "conformal_set")
-            found |= {name: record[name] for name in said if name in record}
-            if decision := record.get("decision"):
-                found |= {"decision": decision["status"], "reasons": decision["reasons"]}
+            found |= _prediction(scores_by(store, *model))
+    return found
+
+
+def _prediction(scores: Commit) -> dict[str, Any]:
+    """What a model says of a slide; by one that judges tiles, of what the slide is made."""
+    record = scores.record
+    if judges_tiles(scores):
+        of_tiles = ("shares", "uncertain_share", "calibrated", "trained_on")
+        return {name: record[name] for name in of_tiles if name in record}
+    probabilities = record["probabilities"]
+    likeliest = max(probabilities, key=lambda name: (probabilities[name], name))
+    said = ("probabilities", "calibrated", "trained_on", "spread", "conformal_set")
+    found = {"prediction": likeliest} | {name: record[name] for name in said if name in record}
+    if decision := record.get("decision"):
+        found |= {"decision": decision["status"], "reasons": decision["reasons"]}
     return found
 
 

@@ -16,6 +16,7 @@ from zarr.storage import LocalStore
 
 from tiling.codecs import codec_from_json
 from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
+from tiling.differences import difference
 from tiling.grid import TileSpec
 from tiling.output import GROUP, ZARR_FOLDER, Output, item_path
 from tiling.rows import RowReader, open_rows
@@ -126,7 +127,7 @@ class TileStore:
             return None
         if commit is not None and not self.overwrite:
             raise RecipeError(
-                f"{item} of slide {self.slide_id!r} was made with {_difference(commit.recipe, recipe)}",
+                f"{item} of slide {self.slide_id!r} was made with {difference(commit.recipe, recipe)}",
                 path=self.output.root,
                 action="Use the same settings, another -o, or --overwrite to replace it",
             )
@@ -285,6 +286,19 @@ class TileStore:
             np.asarray(self._read(item, "attention"), np.float32),
         )
 
+    def uncertainty(self, model: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """``(n,)`` uncertainty and ``(n,)`` disagreement of each tile, both from 0 to 1; see `mil.predict`.
+
+        None for scores of before there was any, which stay as they are.
+        """
+        item = f"scores/{model}"
+        if "uncertainty/zarr.json" not in self.require(item).files:
+            return None
+        return (
+            np.asarray(self._read(item, "uncertainty"), np.float32),
+            np.asarray(self._read(item, "disagreement"), np.float32),
+        )
+
     def _read(self, item: str, name: str = "", rows: slice = ALL) -> NDArray[Any]:
         """Rows of an array. `require` has a look at every file first: no hole can be read as zeros."""
         self.require(item)
@@ -312,6 +326,11 @@ def scores_by(store: TileStore, model: str, weights_sha256: str | None) -> Commi
             action="Run 'microtome predict' with this model and --overwrite",
         )
     return commit
+
+
+def judges_tiles(scores: Commit) -> bool:
+    """Whether scores are by a model that judges tiles, and so has no verdict on the slide."""
+    return bool(scores.recipe["model"].get("judges") == "tiles")
 
 
 def dask_delayed(function: Any) -> Any:
@@ -379,22 +398,3 @@ def write_group(draft: Draft, *, attributes: Mapping[str, Any]) -> None:
     """Make the item a Zarr group; `attributes` tell any Zarr reader what it holds."""
     content = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     write_file(draft.folder / "zarr.json", canonical(content))
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    """The first settings that differ, for a message."""
-    parts = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if before == after:
-            continue
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            parts.append(_difference(before, after, f"{prefix}{key}."))
-        else:
-            parts.append(f"{prefix}{key} {_short(before)}, not {_short(after)}")
-    return "; ".join(parts[:3])
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from heatmaps.draw import RANK, _measurements, legend_title, ranks
+from heatmaps.draw import RANK, UNCERTAINTY, TileNumbers, legend_title, ranks
+from wsi.errors import UsageError
+
+CLASSES = ("normal", "tumour")
+SCORES = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], np.float32)
+ATTENTION = np.array([0.2, 0.7, 0.1], np.float32)
+UNSURE = np.array([0.4, 0.7, 1.0], np.float32)
+APART = np.array([0.1, 0.0, 0.2], np.float32)
 
 
 def test_a_legend_says_what_a_class_is_scored_by_and_that_attention_is_no_evidence():
     assert legend_title("tumour") == "tumour: score of each tile alone"
+    assert legend_title("tumour", of_tiles=True) == "tumour: probability of each tile"
     assert legend_title(RANK) == "attention rank: no evidence"
+    for of_tiles in (False, True):
+        assert legend_title(UNCERTAINTY, of_tiles=of_tiles) == "uncertainty: 0 sure, 1 no idea"
 
 
 def test_measurements_are_named_for_what_they_are():
-    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], np.float32)
-    attention = np.array([0.2, 0.7, 0.1], np.float32)
-    named = _measurements(("normal", "tumour"), scores, attention)
+    named = TileNumbers(CLASSES, SCORES, ATTENTION, UNSURE, APART).measurements()
     assert not any("prob" in name.casefold() for name in named)
-    np.testing.assert_array_equal(named["Tile score: tumour"], scores[:, 1])
-    np.testing.assert_array_equal(named["Attention"], attention)
-    np.testing.assert_array_equal(named["Attention rank"], ranks(attention))
+    np.testing.assert_array_equal(named["Tile score: tumour"], SCORES[:, 1])
+    np.testing.assert_array_equal(named["Attention"], ATTENTION)
+    np.testing.assert_array_equal(named["Attention rank"], ranks(ATTENTION))
+    np.testing.assert_array_equal(named["Uncertainty"], UNSURE)
+    np.testing.assert_array_equal(named["Disagreement"], APART)
+
+
+def test_channels_are_the_classes_attention_and_uncertainty_as_far_as_there_are_any():
+    every = TileNumbers(CLASSES, SCORES, ATTENTION, UNSURE, APART).channels()
+    assert list(every) == ["normal", "tumour", RANK, UNCERTAINTY]
+    np.testing.assert_array_equal(every[UNCERTAINTY], UNSURE)
+    assert list(TileNumbers(CLASSES, SCORES, ATTENTION).channels()) == ["normal", "tumour", RANK]
+    of_tiles = TileNumbers(CLASSES, SCORES, None, UNSURE, APART)
+    assert list(of_tiles.channels()) == ["normal", "tumour", UNCERTAINTY]
+    assert not any("attention" in name.casefold() for name in of_tiles.measurements())
+
+
+@pytest.mark.parametrize("name", [RANK, UNCERTAINTY])
+def test_a_class_with_the_name_of_a_channel_is_refused(name):
+    with pytest.raises(UsageError, match="a class has the name of another channel"):
+        TileNumbers(("normal", name), SCORES, ATTENTION, UNSURE, APART).channels()
 
 
 def test_attention_is_ranked_and_equal_weights_share_a_rank():

@@ -14,6 +14,7 @@ from safetensors.torch import save as to_safetensors
 
 from mil.checkpoint import (
     Calibration,
+    Judges,
     Model,
     check_model_folder,
     check_model_name,
@@ -212,6 +213,7 @@ def test_another_version_is_refused(saved: Path) -> None:
         (lambda c: c.update(members=["0" * 64] * 2), r"holds no member-1\.safetensors"),
         (lambda c: c.update(adaptor="spectacles"), "no adaptor 'spectacles'"),
         (lambda c: c.update(calibration={"temperatures": [1.0]}), "unreadable"),
+        (lambda c: c.update(judges="patients"), "unreadable"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(
@@ -233,6 +235,25 @@ def test_swapped_weights_of_the_same_shape_are_refused(saved: Path) -> None:
         republish(saved, lambda _: None, weights=to_safetensors(dict(small_head(seed=9).state_dict())))
     )
     assert "does not hold the weights that model.json describes" in error.reason
+
+
+def test_what_a_model_judges_comes_back_and_tells_its_scores_from_those_of_slides(tmp_path: Path) -> None:
+    head = small_head()
+    model = card(head, judges=Judges.TILES)
+    save_model(tmp_path / "tiles", head, model)
+    assert load_model(tmp_path / "tiles")[0] == model
+    assert model.identity() == card(head).identity() | {"judges": "tiles"}
+
+
+def test_a_card_of_before_there_was_a_choice_judges_slides_and_its_scores_keep_their_recipe(
+    saved: Path,
+) -> None:
+    assert "judges" not in json.loads((saved / "model.json").read_bytes())
+    model, _ = load_model(saved)
+    assert model.judges is Judges.SLIDES
+    assert set(model.identity()) == {
+        "name", "head", "settings", "adaptor", "classes", "calibration", "weights_sha256",
+    }  # fmt: skip
 
 
 # Ensembles -------------------------------------------------------------------------------------------------

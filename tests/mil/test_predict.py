@@ -12,7 +12,7 @@ import torch
 
 from mil import predict
 from mil.bags import Bag, PackedBags
-from mil.checkpoint import Calibration, Model, describe
+from mil.checkpoint import Calibration, Judges, Model, describe
 from mil.conformal import ConformalRule
 from mil.device import Precision
 from mil.encode import encode_slide
@@ -22,8 +22,10 @@ from mil.ensemble import Ensemble
 from mil.features import FeatureRecipe, common_recipe, read_bag
 from mil.gate import Gate
 from mil.heads import Head, HeadOutput, build_head
-from mil.predict import check_features, predict_bag, predict_slide, verdict
-from tiling.store import TileStore
+from mil.predict import check_features, predict_bag, predict_slide, tissue_shares, verdict
+from tiling.commit import begin
+from tiling.reporter import figures
+from tiling.store import TileStore, make_array
 from wsi.errors import MicrotomeError, RecipeError, UsageError
 
 MakeStore = Callable[..., TileStore]
@@ -242,3 +244,116 @@ def test_another_temperature_is_another_model_s_score(encoded: TileStore) -> Non
     predict_slide(encoded, calibrated(encoded, first, quantile=0.5), first)
     with pytest.raises(RecipeError, match="calibration"):
         predict_slide(encoded, calibrated(encoded, second, quantile=0.5), second)
+
+
+# Of each tile ----------------------------------------------------------------------------------------------
+
+
+def test_uncertainty_is_the_entropy_of_the_mean_and_disagreement_what_members_add_to_it() -> None:
+    ensemble, bag = make_ensemble((1.0, 0.3, 2.0)), make_bag()
+    found = predict_bag(ensemble, bag)
+    rows = [
+        Bag(slide_id="s", features=bag.features[i : i + 1], origins=bag.origins[:1]) for i in range(len(bag))
+    ]
+    each = np.stack([predict_bag(ensemble, row).member_probabilities for row in rows], axis=1)  # (M, n, C)
+    mean = each.mean(axis=0)
+    entropy = -(mean * np.log(mean)).sum(axis=1)
+    within = -(each * np.log(each)).sum(axis=2).mean(axis=0)
+    assert found.uncertainty.dtype == found.disagreement.dtype == np.float32
+    np.testing.assert_allclose(found.uncertainty, entropy / np.log(2), atol=1e-6)
+    np.testing.assert_allclose(found.disagreement, (entropy - within) / np.log(2), atol=1e-6)
+    assert (found.disagreement > 1e-4).any()
+    assert (found.disagreement <= found.uncertainty).all()
+
+
+class Says(Head):
+    """Gives each tile the logits that are its features, and a bag their mean."""
+
+    name, settings, adaptor = "says", {}, None  # type: ignore[assignment]
+
+    def __init__(self, classes: int, *, turned: bool = False) -> None:
+        super().__init__()
+        self.dim = self.classes = classes
+        self.turned = turned
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, bags: PackedBags) -> HeadOutput:
+        sums = torch.zeros(len(bags), self.classes).index_add(0, bags.bag_of_row, bags.features)
+        logits = sums / torch.tensor(bags.sizes)[:, None]
+        return HeadOutput(logits.flip(1) if self.turned else logits, torch.zeros(len(bags.features), 1))
+
+
+def bag_of(rows: list[list[float]]) -> Bag:
+    return Bag(slide_id="s", features=np.array(rows, np.float32), origins=np.zeros((len(rows), 2), np.int32))
+
+
+def test_uncertainty_is_0_where_sure_and_1_without_an_idea_for_any_number_of_classes() -> None:
+    for classes in (2, 3, 7):
+        bag = bag_of([[80.0] + [0.0] * (classes - 1), [1.0] * classes])
+        found = predict_bag(Says(classes), bag)
+        np.testing.assert_allclose(found.uncertainty, [0, 1], atol=1e-6)
+        assert found.disagreement.tolist() == [0, 0]
+
+
+def test_members_that_contradict_each_other_disagree_wholly_and_those_that_doubt_alike_not_at_all() -> None:
+    pair = Ensemble((Says(2), Says(2, turned=True)), (1.0, 1.0))
+    found = predict_bag(pair, bag_of([[80.0, 0.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(found.uncertainty, [1, 1], atol=1e-6)
+    np.testing.assert_allclose(found.disagreement, [1, 0], atol=1e-6)
+
+
+def test_a_store_gives_the_uncertainty_back_and_none_of_scores_of_before(encoded: TileStore) -> None:
+    ensemble = make_ensemble()
+    model = make_model(encoded, ensemble.members[0], name="new")
+    predict_slide(encoded, model, ensemble)
+    expected = predict_bag(ensemble, read_bag(encoded, KEY))
+    kept = encoded.uncertainty("new")
+    assert kept is not None
+    np.testing.assert_array_equal(kept[0], expected.uncertainty)
+    np.testing.assert_array_equal(kept[1], expected.disagreement)
+
+    old = {"step": "scores", "inputs": encoded.inputs("tiles"), "model": model.identity() | {"name": "old"}}
+    draft = begin(encoded.path("scores/old"), old, work=encoded.output.work)
+    for name, values in (("scores", expected.tile_scores), ("attention", expected.attention)):
+        make_array(
+            draft, name, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
+        ).write_all(values)
+    draft.publish({})
+    assert encoded.uncertainty("old") is None
+    np.testing.assert_array_equal(encoded.scores("old")[0], expected.tile_scores)
+
+
+def test_a_model_of_tiles_says_what_a_slide_is_made_of_and_gives_no_verdict(encoded: TileStore) -> None:
+    head = make_head()
+    model = make_model(encoded, head, judges=Judges.TILES)
+    commit = predict_slide(encoded, model, head)
+    scores, _ = encoded.scores("demo")
+    shares = commit.record["shares"]
+    assert not {"probabilities", "spread", "decision", "conformal_set"} & set(commit.record)
+    assert list(shares) == ["normal", "tumour"]
+    assert shares["tumour"] == np.mean(scores[:, 1] > scores[:, 0])
+    assert sum(shares.values()) == pytest.approx(1)
+    np.testing.assert_allclose(
+        list(commit.record["expected_shares"].values()), scores.mean(axis=0), rtol=1e-6
+    )
+    assert commit.record["uncertain_share"] == np.mean(scores.max(axis=1) < np.float32(0.8))
+    assert commit.record["calibrated"] is False
+    told = figures(encoded, ("demo", model.weights_sha256))
+    assert told["shares"] == shares
+    assert "uncertain_share" in told
+    assert "prediction" not in told
+
+
+def test_how_many_tiles_are_uncertain_is_by_the_gates_threshold(encoded: TileStore) -> None:
+    ensemble = Ensemble((Says(2),), (1.0,))
+    bag = bag_of([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [4.0, 0.0]])  # 0.73, 0.88, 0.95, 0.98
+    prediction = predict_bag(ensemble, bag)
+    for threshold, share in ((0.5, 0.0), (0.8, 0.25), (0.9, 0.5), (1.0, 1.0)):
+        calibration = Calibration((1.0,), ConformalRule(0.1, (0.5,)), Gate(threshold))
+        model = make_model(encoded, make_head(), judges=Judges.TILES, calibration=calibration)
+        said = tissue_shares(model, prediction)
+        assert said["uncertain_share"] == share
+        assert said["shares"] == {"normal": 0.25, "tumour": 0.75}
+        assert said["calibrated"] is True
+    without = tissue_shares(make_model(encoded, make_head(), judges=Judges.TILES), prediction)
+    assert without["uncertain_share"] == 0.25
