@@ -1,0 +1,224 @@
+"""Ways to learn from a few labelled bags: each makes a head that stands by itself.
+
+Two take no gradient steps: *prototypes*, the nearest class mean after centring and scaling to unit length
+(CL2N; Y. Wang et al., "SimpleShot", 2019, arXiv:1911.04623), and *logistic regression*. All others are
+`Stepping`: a head that takes gradient steps from where `mil.fewshot.training` left it, or from random ones.
+
+::
+
+    n  bags of the support        D  length of a feature vector        C  classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mil.bags import PackedBags
+from mil.fewshot.learners import Bags, LastLayer, Learner, class_means
+from mil.heads import Head, build_head
+from mil.metalearning import Inner, Parameters, adapt_tasks
+from mil.segments import segment_mean
+
+Vectors = NDArray[np.float64]
+_SHARPNESS = 10.0
+"""Of the prototypes' logits: squared distances of unit vectors are at most 4, too little for a softmax."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Support:
+    """A few labelled bags."""
+
+    bags: PackedBags
+    """n bags."""
+    labels: Tensor
+    """``(n,)`` int64, 0 to C - 1; every class at least once."""
+    classes: int
+    """C."""
+
+    @property
+    def data(self) -> tuple[Bags, Tensor]:
+        """As a learner takes it."""
+        return plain(self.bags), self.labels
+
+
+def plain(bags: PackedBags) -> Bags:
+    """The features alone where every bag is one tile, for such can be stacked; else the bags."""
+    return bags.features if len(bags) == len(bags.features) else bags
+
+
+class Method(Protocol):
+    """A way to learn from a support."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    def fit(self, support: Support) -> Head:
+        """A head for the support's classes, in eval mode, on the CPU.
+
+        Raises
+        ------
+        UsageError
+            This method cannot be had for so many classes.
+        """
+
+    def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
+        """For each task the logits ``(q, C)`` of its query bags: those of ``fit(support)``, to rounding."""
+
+
+def _judge_each(method: Method, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
+    with torch.no_grad():
+        return [method.fit(support)(query).logits for support, query in zip(supports, queries, strict=True)]
+
+
+def _linear_head(weight: Tensor, bias: Tensor, *, adaptor: str, statistics: Mapping[str, Tensor]) -> Head:
+    """The head ``linear`` with these weights ``(C, D)``, behind an adaptor with these buffers ``(D,)``."""
+    classes, dim = weight.shape
+    with torch.random.fork_rng(devices=[]):
+        head = build_head("linear", dim=dim, classes=classes, adaptor=adaptor)
+    state = {f"{head.last_layer}.weight": weight, f"{head.last_layer}.bias": bias}
+    state |= {f"front.{name}": value for name, value in statistics.items()}
+    head.load_state_dict({name: value.detach().float().cpu() for name, value in state.items()})
+    return head.eval()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prototypes:
+    """Nearest class mean; no training at all, and what everything else has to beat."""
+
+    centre: Tensor
+    """``(D,)``: the mean of the features that other classes have."""
+    name: str = "prototypes"
+
+    def fit(self, support: Support) -> Head:
+        """See `Method.fit`."""
+        shifted = support.bags.features - self.centre.to(support.bags.features.device)  # (N, D)
+        unit = torch.nn.functional.normalize(shifted, dim=1)
+        bags = segment_mean(unit, support.bags.bag_of_row, len(support.bags))  # (n, D)
+        means = class_means(bags, support.labels, support.classes)  # (C, D)
+        return _linear_head(
+            _SHARPNESS * 2 * means,
+            -_SHARPNESS * means.square().sum(dim=1),
+            adaptor="unit_length",
+            statistics={"centre": self.centre},
+        )
+
+    def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
+        """See `Method.judge`."""
+        return _judge_each(self, supports, queries)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Logistic:
+    """Multinomial logistic regression on standardised features, of a bag their mean."""
+
+    mean: Tensor
+    """``(D,)``: of the features that other classes have."""
+    deviation: Tensor
+    """``(D,)``: their standard deviation."""
+    strength: float = 1.0
+    """C of scikit-learn: the inverse of the weight of the squared norm. 1 is its default."""
+    name: str = "logistic"
+
+    def fit(self, support: Support) -> Head:
+        """See `Method.fit`."""
+        device = support.bags.features.device
+        rows = (support.bags.features - self.mean.to(device)) / self.deviation.to(device)  # (N, D)
+        bags = segment_mean(rows, support.bags.bag_of_row, len(support.bags)).double().cpu().numpy()  # (n, D)
+        weight, bias = fit_logistic(bags, support.labels.cpu().numpy(), strength=self.strength)
+        return _linear_head(
+            torch.from_numpy(weight),
+            torch.from_numpy(bias),
+            adaptor="standardised",
+            statistics={"mean": self.mean, "deviation": self.deviation},
+        )
+
+    def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
+        """See `Method.judge`."""
+        return _judge_each(self, supports, queries)
+
+
+def fit_logistic(vectors: Vectors, labels: NDArray[np.int64], *, strength: float) -> tuple[Vectors, Vectors]:
+    """Weights ``(C, D)`` and biases ``(C,)`` from vectors ``(n, D)``, by scikit-learn.
+
+    The penalty leaves only weights within the span of the vectors, so they are turned into that span first:
+    the same result, from n numbers a vector and not D.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    u, s, v = np.linalg.svd(vectors, full_matrices=False)  # (n, r), (r,), (r, D)
+    found = LogisticRegression(C=strength, max_iter=1000, tol=1e-6).fit(u * s, labels)
+    weight, bias = found.coef_ @ v, found.intercept_  # (C or 1, D)
+    if len(bias) == 1:  # of two classes scikit-learn gives the second's less the first's
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return weight, bias
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stepping:
+    """Gradient steps on the support from parameters that were learnt, or from random ones."""
+
+    name: str
+    head: Head
+    """Holds the parameters to begin from, and the features' statistics; never changed."""
+    log_rates: Parameters
+    """By the parameter's name; see `mil.metalearning.rates_of`."""
+    steps: int
+    """How many."""
+    last_layer: LastLayer
+    """Where the last layer begins."""
+    last_only: bool = False
+    """Whether steps move the last layer alone."""
+    parameters: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = {name: value.detach() for name, value in self.head.named_parameters()}
+        object.__setattr__(self, "parameters", values)
+
+    def learner(self, classes: int) -> Learner:
+        """For a task of so many classes."""
+        return Learner(self.head, classes, self.last_layer)
+
+    def inner(self, learner: Learner) -> Inner:
+        """The inner loop."""
+        moving = learner.of_last_layer if self.last_only else None
+        return Inner(learner.loss, steps=self.steps, moving=moving, start=learner.start)
+
+    def fit(self, support: Support) -> Head:
+        """See `Method.fit`."""
+        learner = self.learner(support.classes)
+        return learner.as_head(self.inner(learner).adapt(self.parameters, self.log_rates, support.data))
+
+    def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
+        """See `Method.judge`. Tasks of bags of one tile, and of one shape, are computed side by side."""
+        with torch.no_grad():
+            if not _are_alike(supports, queries):
+                return [self._judge(*task) for task in zip(supports, queries, strict=True)]
+            learner = self.learner(supports[0].classes)
+            features = torch.stack([support.bags.features for support in supports])  # (T, n, D)
+            stacked = features, torch.stack([support.labels for support in supports])
+            adapted = adapt_tasks(self.inner(learner), self.parameters, self.log_rates, stacked)
+            asked = torch.stack([query.features for query in queries])  # (T, q, D)
+            return list(torch.func.vmap(learner.logits)(adapted, asked))
+
+    def _judge(self, support: Support, query: PackedBags) -> Tensor:
+        learner = self.learner(support.classes)
+        adapted = self.inner(learner).adapt(self.parameters, self.log_rates, support.data)
+        return learner.logits(adapted, plain(query))
+
+
+def _are_alike(supports: Sequence[Support], queries: Sequence[PackedBags]) -> bool:
+    """Whether tasks are of bags of one tile, and of one shape."""
+    of_tiles = all(isinstance(plain(bags), Tensor) for bags in (*queries, *(s.bags for s in supports)))
+    shapes = {
+        (len(support.bags), support.classes, len(query))
+        for support, query in zip(supports, queries, strict=True)
+    }
+    return of_tiles and len(shapes) == 1

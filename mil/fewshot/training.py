@@ -1,0 +1,308 @@
+"""Meta-training: learners learn from tasks of the base classes, and stop by tasks that they never learn from.
+
+A learner that gets ever better on its own tasks soon gets worse on others, the more so the fewer base classes
+there are. So every so many steps it adapts to a fixed set of *validation tasks*, of other classes where there
+are enough, else of other patients; its weights are those of the best look. How many steps to take on a new
+task, and for learners without learnt rates how long, is chosen by the same tasks.
+
+::
+
+    T  tasks of a step        n, q  support and query bags of a task        D  length of a feature vector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import grad
+from torch.nn import functional
+
+from mil.device import seeded
+from mil.fewshot.alignment import alignment_loss
+from mil.fewshot.episodes import Episode, EpisodeSampler, Shape
+from mil.fewshot.learners import LastLayer
+from mil.fewshot.methods import Stepping, Support, plain
+from mil.fewshot.pool import Pool
+from mil.fewshot.recipe import Kind, MetaRecipe
+from mil.heads import Head, build_head
+from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of, reptile
+from wsi.errors import MicrotomeError
+
+STATISTICS = "standardised"
+"""The adaptor in front of every learner: its buffers are the base features' mean and deviation."""
+_RATES_PACE = 20.0  # learnt logarithms of rates have tenfolds to go where weights have thousandths
+_REPTILE_PACE = 100.0  # Reptile's slope is a distance, not a gradient: a tenth of it is taken
+_BATCH = 64  # bags of a step of ordinary training
+_LOOK_STEPS, _LOOK_RATE = 20, 0.1  # how a head is fine-tuned when ordinary training is looked at
+_STEPS_TRIED = (1, 2, 4)  # times the inner steps of training
+_TUNED = tuple(product((10, 30, 100), (0.03, 0.1, 0.3)))  # steps and rates of learners without learnt ones
+_AT_ONCE = 25  # validation tasks that are judged side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known after some steps."""
+
+    step: int
+    """From 1."""
+    loss: float
+    """Mean of the outer loss since the look before."""
+    accuracy: float
+    """Mean over the validation tasks, after adapting."""
+    best: bool
+    """Whether it is better than all before."""
+
+
+LookReport = Callable[[str, Look], None]
+"""Called with a learner's name after each look."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TrainedLearner:
+    """A learner as meta-training left it."""
+
+    method: Stepping
+    """Ready to adapt."""
+    looks: tuple[Look, ...]
+    """Its learning curve; empty of one that is not trained."""
+    accuracy: float
+    """On the validation tasks, with the steps that were chosen by them: a little flattered."""
+
+
+class MetaTraining:
+    """Base and validation tasks, and the training of one learner after the other on them.
+
+    Parameters
+    ----------
+    base
+        What is learnt from.
+    validation
+        What is looked at; no bag of it is in `base`.
+    recipe
+        How.
+    device
+        Where; by default the CPU.
+
+    Raises
+    ------
+    UsageError
+        Tasks of the recipe's shape cannot be drawn; see `EpisodeSampler`.
+    """
+
+    def __init__(
+        self, base: Pool, validation: Pool, recipe: MetaRecipe, *, device: torch.device | None = None
+    ) -> None:
+        self.base, self.validation, self.recipe = base, validation, recipe
+        self.device = device or torch.device("cpu")
+        self._samplers = [self._sampler(base, shots) for shots in recipe.shots]
+        self._looked_at = [self._sampler(validation, shots) for shots in recipe.shots]
+        self._statistics = [torch.from_numpy(values) for values in base.statistics()]
+
+    def _sampler(self, pool: Pool, shots: int) -> EpisodeSampler:
+        ways = min(self.recipe.ways, len(pool.classes))
+        shape = Shape(ways=ways, shots=shots, queries=self.recipe.queries)
+        return EpisodeSampler(pool, shape, within_site=self.recipe.within_site)
+
+    def train(self, kind: Kind, *, report: LookReport | None = None) -> TrainedLearner:
+        """Train one learner; the same recipe and pools give the same weights, whatever was trained before.
+
+        Raises
+        ------
+        MicrotomeError
+            The loss became NaN or infinite.
+        """
+        with seeded(self.recipe.seed, self.device):
+            method = self._begin(kind)
+            if not kind.is_trained:
+                method, accuracy = self._tune(method, _TUNED)
+                return TrainedLearner(method, (), accuracy)
+            looks: list[Look] = []
+            best, kept = -1.0, method
+            for step, loss, now in self._steps(kind, method):
+                accuracy = self._accuracy(now)
+                looks.append(Look(step, loss, accuracy, accuracy > best))
+                if accuracy > best:
+                    best, kept = accuracy, _copy(now)
+                if report:
+                    report(kind.name, looks[-1])
+                if step - next(one.step for one in reversed(looks) if one.best) >= self._patience():
+                    break
+            steps = [(times * self.recipe.inner_steps, None) for times in _STEPS_TRIED]
+            method, accuracy = self._tune(kept, _TUNED if kind.outer is None else steps)
+        return TrainedLearner(method, tuple(looks), accuracy)
+
+    def _patience(self) -> int:
+        return self.recipe.patience * self.recipe.look_every
+
+    def _begin(self, kind: Kind) -> Stepping:
+        """The learner with random weights."""
+        classes = len(self.base.classes) if kind.outer is None else self._samplers[0].shape.ways
+        head = build_head(
+            self.recipe.head,
+            dim=self.base.dim,
+            classes=classes,
+            settings=self.recipe.settings,
+            adaptor=STATISTICS,
+        )
+        buffers = dict(zip(("front.mean", "front.deviation"), self._statistics, strict=True))
+        head.load_state_dict({**head.state_dict(), **buffers})
+        head = head.to(self.device).eval()
+        parameters = dict(head.named_parameters())
+        if kind.outer is None:
+            rates, steps = rates_of(parameters, _LOOK_RATE), _LOOK_STEPS
+        else:
+            rates, steps = rates_of(parameters, self.recipe.inner_rate), self.recipe.inner_steps
+        last_layer = kind.last_layer if head.embeds else LastLayer.LEARNT
+        return Stepping(kind.name, head, rates, steps, last_layer, kind.last_only)
+
+    # The outer loop --------------------------------------------------------------------------------------
+
+    def _steps(self, kind: Kind, method: Stepping) -> Iterator[tuple[int, float, Stepping]]:
+        """After every `look_every` steps: their number, the mean loss since, and the learner as it is."""
+        rates = {name: value.clone() for name, value in method.log_rates.items()}
+        optimizer = self._optimizer(kind, method.head, rates)
+        moved, total = replace(method, log_rates=rates), 0.0
+        for step in range(1, self.recipe.iterations + 1):
+            slopes = (
+                self._ordinary(method.head, step) if kind.outer is None else self._meta(kind, moved, step)
+            )
+            total += float(slopes.loss)
+            if not np.isfinite(total):
+                raise MicrotomeError(
+                    f"meta-training of {kind.name} diverged in step {step}", action="Give smaller rates"
+                )
+            for name, parameter in method.head.named_parameters():
+                parameter.grad = slopes.parameters[name]
+            for name, rate in rates.items():
+                rate.grad = slopes.log_rates.get(name)
+            optimizer.step()
+            if step % self.recipe.look_every == 0 or step == self.recipe.iterations:
+                yield step, total / ((step - 1) % self.recipe.look_every + 1), moved
+                total = 0.0
+
+    def _optimizer(self, kind: Kind, head: Head, rates: dict[str, Tensor]) -> torch.optim.Optimizer:
+        rate, parameters = self.recipe.outer_rate, list(head.parameters())
+        learnt = list(rates.values()) if self.recipe.learn_rates and kind.outer is not None else []
+        if kind.outer is reptile:
+            groups = [{"params": parameters, "lr": _REPTILE_PACE * rate}, {"params": learnt, "lr": rate}]
+            return torch.optim.SGD([group for group in groups if group["params"]], lr=rate)
+        groups = [{"params": parameters, "lr": rate}, {"params": learnt, "lr": _RATES_PACE * rate}]
+        return torch.optim.Adam([group for group in groups if group["params"]], lr=rate)
+
+    def _meta(self, kind: Kind, method: Stepping, step: int) -> Slopes:
+        """The slopes of one step's tasks."""
+        assert kind.outer is not None
+        sampler = self._samplers[step % len(self._samplers)]
+        first = step * self.recipe.tasks_per_step
+        episodes = [sampler.draw(self.recipe.seed, first + i) for i in range(self.recipe.tasks_per_step)]
+        learner = method.learner(sampler.shape.ways)
+        tasks = self._tasks(episodes, joined=not kind.needs_queries)
+        slopes = kind.outer(method.inner(learner), method.parameters, method.log_rates, tasks)
+        return self._aligned(slopes, method, np.concatenate([_all_bags(episode) for episode in episodes]))
+
+    def _tasks(self, episodes: Sequence[Episode], *, joined: bool) -> Tasks:
+        """As the outer gradients take them: stacked where bags are tiles. `joined`: all bags are support."""
+        tasks = []
+        for episode in episodes:
+            bags, labels = episode.support, episode.support_labels
+            if joined:
+                bags = np.concatenate([bags, episode.query])
+                labels = np.concatenate([labels, episode.query_labels])
+            query = self._labelled(self.base, episode.query, episode.query_labels).data
+            tasks.append(Task(self._labelled(self.base, bags, labels).data, query))
+        if not self.base.of_tiles:
+            return tasks
+        return Stack(_stacked([task.support for task in tasks]), _stacked([task.query for task in tasks]))
+
+    def _labelled(self, pool: Pool, bags: NDArray[np.int64], labels: NDArray[np.int64]) -> Support:
+        classes = int(labels.max()) + 1
+        return Support(pool.pack(bags, self.device), torch.from_numpy(labels).to(self.device), classes)
+
+    def _aligned(self, slopes: Slopes, method: Stepping, bags: NDArray[np.int64]) -> Slopes:
+        """The slopes with those of the alignment of these bags' embeddings, if it has a weight."""
+        if not self.recipe.alignment or not method.head.embeds:
+            return slopes
+        bags = np.unique(bags)
+        packed = plain(self.base.pack(bags, self.device))
+        labels, sites = (
+            torch.from_numpy(of[bags]).to(self.device) for of in (self.base.labels, self.base.sites)
+        )
+        learner = method.learner(method.head.classes)
+
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            return alignment_loss(learner.embed(parameters, packed), labels, sites)
+
+        found = grad(loss)(dict(method.parameters))
+        weight = self.recipe.alignment
+        moved = {name: slope + weight * found[name] for name, slope in slopes.parameters.items()}
+        return replace(slopes, parameters=moved)
+
+    def _ordinary(self, head: Head, step: int) -> Slopes:
+        """The gradient of one step of ordinary training: a batch of base bags, all classes alike."""
+        rng = np.random.default_rng([self.recipe.seed, step])
+        classes = rng.integers(len(self.base.classes), size=_BATCH)
+        bags = np.array([rng.choice(np.flatnonzero(self.base.labels == label)) for label in classes])
+        packed = self.base.pack(bags, self.device)
+        head.train()
+        head.zero_grad()
+        loss = functional.cross_entropy(head(packed).logits, torch.from_numpy(classes).to(self.device))
+        torch.autograd.backward(loss)
+        head.eval()
+        slopes = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in head.named_parameters()
+        }
+        method = Stepping("pretrained", head, rates_of(slopes), 0, LastLayer.LEARNT)
+        return self._aligned(Slopes(loss.detach(), slopes, {}), method, bags)
+
+    # Looking ---------------------------------------------------------------------------------------------
+
+    def _accuracy(self, method: Stepping) -> float:
+        """Mean over all validation tasks."""
+        each = max(1, self.recipe.validation_tasks // len(self._looked_at))
+        found = []
+        for sampler in self._looked_at:
+            for first in range(0, each, _AT_ONCE):
+                numbers = range(first, min(first + _AT_ONCE, each))
+                # Other tasks than those of training even where pools were the same: a seed of their own.
+                episodes = [sampler.draw(self.recipe.seed + 1, number) for number in numbers]
+                supports = [self._labelled(self.validation, e.support, e.support_labels) for e in episodes]
+                queries = [self.validation.pack(e.query, self.device) for e in episodes]
+                for logits, episode in zip(method.judge(supports, queries), episodes, strict=True):
+                    right = logits.argmax(dim=1).cpu().numpy() == episode.query_labels
+                    found.append(float(right.mean()))
+        return float(np.mean(found))
+
+    def _tune(self, method: Stepping, settings: Sequence[tuple[int, float | None]]) -> tuple[Stepping, float]:
+        """The learner with the steps, and rate, that do best on the validation tasks; of equals the first."""
+        best: tuple[Stepping, float] | None = None
+        for steps, rate in settings:
+            rates = method.log_rates if rate is None else rates_of(method.parameters, rate)
+            tried = replace(method, steps=steps, log_rates=rates)
+            accuracy = self._accuracy(tried)
+            if best is None or accuracy > best[1]:
+                best = tried, accuracy
+        assert best is not None
+        return best
+
+
+def _stacked(data: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    features, labels = zip(*data, strict=True)
+    return torch.stack(features), torch.stack(labels)
+
+
+def _all_bags(episode: Episode) -> NDArray[np.int64]:
+    return np.concatenate([episode.support, episode.query])
+
+
+def _copy(method: Stepping) -> Stepping:
+    """The learner as it is now, on the CPU's or GPU's own memory: training goes on without it."""
+    import copy
+
+    rates = {name: value.detach().clone() for name, value in method.log_rates.items()}
+    return replace(method, head=copy.deepcopy(method.head), log_rates=rates)
