@@ -83,6 +83,7 @@ def test_columns_come_in_any_order_and_others_are_ignored(tmp_path: Path) -> Non
         ("slide_id,label\ns1,a\x07\ns2,c\ns3,a\x07\n", r"cannot be printed on one line \(lines 2, 4\)"),
         ("slide_id,label\ns1,a: b\ns2,c\n", r"label 'a: b', which holds a colon \(line 2\)"),
         ("slide_id,label\ns1,a\ns2,Attention Rank\n", r"another channel of heatmaps \(line 3\)"),
+        ("slide_id,label\ns1,a\ns2,uncertainty\n", r"another channel of heatmaps \(line 3\)"),
         (f"slide_id,label\ns1,a\ns2,{'é' * 51}\n", r"longer than 100 bytes \(line 3\)"),
         ("slide_id,label\né,a\ns2,b\ne\u0301,a\n", r"slide 'é' more than once \(lines 2, 4\)"),
         ('slide_id,label\ns1,"a\n', "is not CSV"),
