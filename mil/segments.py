@@ -1,5 +1,8 @@
 """Arithmetic over the rows of each bag, for bags that are packed one after the other.
 
+Sums and softmaxes are computed in float32 at least: in float64 where they are given that, so that a gradient
+can be held against finite differences, and else in float32.
+
 ::
 
     N  rows (tiles) of all bags together        B  bags        K  columns
@@ -11,14 +14,18 @@ import torch
 from torch import Tensor
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values in float32, or as they are where that is float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def segment_softmax(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
     """Softmax over the rows of each bag.
 
     Parameters
     ----------
     logits
-        ``(N, K)`` of any float type; computed in float32. Rows at minus infinity get 0, as long as the bag
-        has another.
+        ``(N, K)`` of any float type. Rows at minus infinity get 0, as long as the bag has another.
     bag_of_row
         ``(N,)`` int64.
     bag_count
@@ -26,21 +33,21 @@ def segment_softmax(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> Tenso
 
     Returns
     -------
-    ``(N, K)`` float32; over the rows of a bag each of the K columns sums to 1.
+    ``(N, K)``, float32 or float64; over the rows of a bag each of the K columns sums to 1.
     """
     exponentials, totals, _ = _exponentials(logits, bag_of_row, bag_count)
     return exponentials / totals[bag_of_row]
 
 
 def segment_log_softmax(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
-    """Logarithm of `segment_softmax`, ``(N, K)`` float32, finite also where that is too small for a float."""
+    """Logarithm of `segment_softmax`, ``(N, K)``, finite also where that is too small for a float."""
     _, totals, shifted = _exponentials(logits, bag_of_row, bag_count)
     return shifted - totals.log()[bag_of_row]
 
 
 def _exponentials(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> tuple[Tensor, Tensor, Tensor]:
     """``(N, K)`` exponentials, their sums ``(B, K)``, and the ``(N, K)`` logits that they are of."""
-    logits = logits.float()
+    logits = at_least_float32(logits)
     # The peak only keeps exp from overflowing; it cancels, so no gradient goes through it.
     peak = segment_max(logits.detach(), bag_of_row, bag_count)  # (B, K)
     shifted = logits - peak[bag_of_row]  # (N, K)
@@ -49,12 +56,12 @@ def _exponentials(logits: Tensor, bag_of_row: Tensor, bag_count: int) -> tuple[T
 
 
 def segment_sum(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
-    """Sum the rows of each bag: ``(N, K)`` to ``(B, K)``, in float32.
+    """Sum the rows of each bag: ``(N, K)`` to ``(B, K)``, in float32 at least.
 
     On a CPU rows are added one after the other, so the result has the same bits every time.
     """
-    zeros = values.new_zeros((bag_count, values.shape[1]), dtype=torch.float32)
-    return zeros.index_add(0, bag_of_row, values.float())
+    values = at_least_float32(values)
+    return values.new_zeros((bag_count, values.shape[1])).index_add(0, bag_of_row, values)
 
 
 def segment_sizes(bag_of_row: Tensor, bag_count: int) -> Tensor:
@@ -65,7 +72,7 @@ def segment_sizes(bag_of_row: Tensor, bag_count: int) -> Tensor:
 
 
 def segment_mean(values: Tensor, bag_of_row: Tensor, bag_count: int) -> Tensor:
-    """Mean of the rows of each bag: ``(N, K)`` to ``(B, K)``, in float32."""
+    """Mean of the rows of each bag: ``(N, K)`` to ``(B, K)``, in float32 at least."""
     return segment_sum(values, bag_of_row, bag_count) / segment_sizes(bag_of_row, bag_count)[:, None]
 
 

@@ -7,10 +7,19 @@ from mil.adaptors.channel_attention import ChannelAttention
 from mil.adaptors.contract import Adaptor
 from mil.adaptors.cross_scale import CrossScale
 from mil.adaptors.feature_pyramid import FeaturePyramid
+from mil.adaptors.standardised import Standardised
+from mil.adaptors.unit_length import UnitLength
 
 __all__ = ["ADAPTORS", "Adaptor"]
 
-_ADAPTORS: tuple[type[Adaptor], ...] = (ChannelAttention, CBAM, FeaturePyramid, CrossScale)
+_ADAPTORS: tuple[type[Adaptor], ...] = (
+    ChannelAttention,
+    CBAM,
+    FeaturePyramid,
+    CrossScale,
+    Standardised,
+    UnitLength,
+)
 
 ADAPTORS: dict[str, type[Adaptor]] = {adaptor.name: adaptor for adaptor in _ADAPTORS}
 """Adaptors by name; docs/heads.md says which when."""

@@ -57,3 +57,27 @@ def scale_width(dim: int, scales: int) -> int:
             f"features of length {dim} are not those of {scales} scales (2 or more of equal length)"
         )
     return dim // scales
+
+
+def statistic(what: str, values: Tensor, dim: int) -> Tensor:
+    """The values, if they can be those of D features.
+
+    Parameters
+    ----------
+    what
+        Named in the message.
+    values
+        ``(D,)``.
+    dim
+        D.
+
+    Raises
+    ------
+    ValueError
+        They are of another shape, or not finite.
+    """
+    if values.shape != (dim,):
+        raise ValueError(f"{what} has shape {tuple(values.shape)}, and features have length {dim}")
+    if not values.isfinite().all():
+        raise ValueError(f"{what} is not finite for some values")
+    return values.detach()

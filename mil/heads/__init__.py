@@ -15,6 +15,7 @@ from mil.heads.contract import Criterion, Head, HeadOutput, Settings
 from mil.heads.dsmil import DSMIL
 from mil.heads.dtfd import DTFD
 from mil.heads.gated_abmil import GatedABMIL
+from mil.heads.linear import Linear
 from mil.heads.max_embedding import MaxEmbedding
 from mil.heads.max_instance import MaxInstance
 from mil.heads.mean import Mean
@@ -25,6 +26,7 @@ from wsi.errors import UsageError
 __all__ = ["DEFAULT_HEAD", "HEADS", "Criterion", "Head", "HeadOutput", "Settings", "build_head"]
 
 _HEADS: tuple[type[Head], ...] = (
+    Linear,
     Mean,
     MaxInstance,
     MaxEmbedding,

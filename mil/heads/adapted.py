@@ -35,6 +35,7 @@ class AdaptedHead(Head):
             raise ValueError(f"the adaptor gives {front.width} numbers a tile, and the head takes {head.dim}")
         self.name, self.classes, self.dim = head.name, head.classes, front.dim
         self.adaptor = front.name
+        self.last_layer, self.embeds = f"head.{head.last_layer}", head.embeds
         self.uses_places = front.uses_places or head.uses_places
         of_front = {ADAPTOR_SETTING + name: value for name, value in front.settings.items()}
         self.settings = {**head.settings, **of_front}

@@ -50,6 +50,7 @@ class AdditiveABMIL(Head):
     """
 
     name = "additive_abmil"
+    embeds = False
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ from torch.nn import functional
 from mil.bags import PackedBags
 from mil.heads.contract import Criterion, Head, HeadOutput
 from mil.heads.dropout import Dropout
-from mil.segments import segment_rank, segment_sizes, segment_softmax, segment_sum
+from mil.segments import at_least_float32, segment_rank, segment_sizes, segment_softmax, segment_sum
 
 
 class _Clam(Head):
@@ -106,7 +106,7 @@ class _Clam(Head):
     def _tile_losses(self, h: Tensor, a: Tensor, bags: PackedBags, labels: Tensor) -> Tensor:
         """``(B,)``: cross-entropy of the labelled tiles, as the module's text says."""
         extremes = Extremes.of(a, bags, self.k_sample)
-        total = h.new_zeros(len(bags), dtype=torch.float32)  # (B,)
+        total = at_least_float32(h.new_zeros(len(bags)))  # (B,)
         for c in range(self.classes):
             column = c if self.attention_per_class else 0
             of_class = (labels == c)[bags.bag_of_row]  # (N,)
@@ -115,7 +115,7 @@ class _Clam(Head):
             if self.subtyping:
                 chosen = chosen | (~of_class & most)
             rows = chosen.nonzero().squeeze(1)  # (r,)
-            scores = functional.linear(h[rows], *self._tile_classifier(c)).float()  # (r, 2)
+            scores = at_least_float32(functional.linear(h[rows], *self._tile_classifier(c)))  # (r, 2)
             targets = (of_class & most)[rows].long()  # (r,)
             losses = functional.cross_entropy(scores, targets, reduction="none")  # (r,)
             bag_of_row = bags.bag_of_row[rows]  # (r,)
@@ -178,4 +178,5 @@ class ClamMB(_Clam):
     """An attention for each class (K is C). See the module's text; the parameters are those of `ClamSB`."""
 
     name = "clam_mb"
+    embeds = False
     attention_per_class: ClassVar[bool] = True

@@ -4,7 +4,7 @@
 
     N  rows (tiles) of all bags of a batch      B  bags
     D  length of a feature vector               C  classes
-    K  attention branches (1, or one a class)
+    K  attention branches (1, or one a class)   L  width of an embedding
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ class Head(nn.Module):
     """What the user calls it."""
     uses_places: bool = False
     """Whether it knows where tiles stand; if not, any order and any places give the same result."""
+    last_layer: str = "W"
+    """Name of the `nn.Linear` that ends in the logits, as `named_modules` has it."""
+    embeds: bool = True
+    """Whether a bag has an embedding z of length L, and the logits are the last layer's ``W z + b``.
+
+    z, and how it comes about, then know nothing of the number of classes: in `torch.func.functional_call` any
+    number of rows may stand in that layer, and with those of the identity and no bias the "logits" are z.
+    """
     adaptor: str | None = None
     """The adaptor in front, by its name in `mil.adaptors.ADAPTORS`; see `mil.heads.adapted`."""
     dim: int
@@ -57,7 +65,7 @@ class Head(nn.Module):
     """The hyper-parameters it was made with, so that a checkpoint can make it again."""
 
     def forward(self, bags: PackedBags) -> HeadOutput:
-        """Judge bags: D-long features in, float32 logits out."""
+        """Judge bags: D-long features in, float32 logits out; float64 ones if features and weights are."""
         raise NotImplementedError
 
     def losses(self, bags: PackedBags, labels: Tensor, criterion: Criterion) -> Tensor:

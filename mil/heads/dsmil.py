@@ -37,7 +37,7 @@ from torch.nn import functional
 from mil.bags import PackedBags
 from mil.heads.contract import Criterion, Head, HeadOutput
 from mil.heads.dropout import Dropout
-from mil.segments import segment_argmax, segment_softmax, segment_sum
+from mil.segments import at_least_float32, segment_argmax, segment_softmax, segment_sum
 
 
 class DSMIL(Head):
@@ -58,6 +58,7 @@ class DSMIL(Head):
     """
 
     name = "dsmil"
+    embeds = False
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class DSMIL(Head):
 
     def _streams(self, bags: PackedBags) -> _Streams:
         x = bags.features  # (N, D)
-        scores = self.W0(x).float()  # (N, C)
+        scores = at_least_float32(self.W0(x))  # (N, C)
         critical = segment_argmax(scores, bags.bag_of_row, len(bags))  # (B, C)
         q = torch.tanh(self.Q2(torch.relu(self.Q1(x))))  # (N, A)
         alike = [(q * q[rows][bags.bag_of_row]).sum(dim=1) for rows in critical.unbind(dim=1)]  # C of (N,)

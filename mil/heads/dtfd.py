@@ -75,6 +75,8 @@ class DTFD(Head):
 
     name = "dtfd"
     uses_places = True
+    last_layer = "second.W"
+    embeds = False
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
 from mil.heads.dropout import Dropout
-from mil.segments import segment_max, segment_sum
+from mil.segments import at_least_float32, segment_max, segment_sum
 
 
 class MaxEmbedding(Head):
@@ -62,11 +62,11 @@ class MaxEmbedding(Head):
         contributions = nn.functional.linear(shares * h, self.W.weight)  # (N, C)
         attention = shares.sum(dim=1, keepdim=True)  # (N, 1)
         tiny = torch.finfo(attention.dtype).tiny  # a tile that holds nothing; where all hold nothing, alike
-        return HeadOutput(self.W(z).float(), attention.clamp(min=tiny).log(), contributions)
+        return HeadOutput(at_least_float32(self.W(z)), attention.clamp(min=tiny).log(), contributions)
 
     @staticmethod
     def _shares(h: Tensor, z: Tensor, bags: PackedBags) -> Tensor:
         """``(N, L)``: how much of each value of z is a tile's; equal tiles share; a 0 is nobody's."""
-        holds = ((h == z[bags.bag_of_row]) & (h > 0)).float()  # (N, L)
+        holds = at_least_float32(((h == z[bags.bag_of_row]) & (h > 0)).to(h.dtype))  # (N, L)
         sharing = segment_sum(holds, bags.bag_of_row, len(bags)).clamp(min=1)  # (B, L)
         return holds / sharing[bags.bag_of_row]

@@ -25,7 +25,7 @@ from torch import nn
 from mil.bags import PackedBags
 from mil.heads.contract import Head, HeadOutput
 from mil.heads.dropout import Dropout
-from mil.segments import segment_max, segment_sum
+from mil.segments import at_least_float32, segment_max, segment_sum
 
 
 class MaxInstance(Head):
@@ -44,6 +44,7 @@ class MaxInstance(Head):
     """
 
     name = "max_instance"
+    embeds = False
 
     def __init__(self, dim: int, classes: int, *, hidden: int = 512, dropout: float = 0.25) -> None:
         super().__init__()
@@ -59,9 +60,9 @@ class MaxInstance(Head):
         The contributions are those of the tiles that hold the maximum; the others add nothing.
         """
         h = self.dropout(torch.relu(self.P(bags.features)))  # (N, L)
-        scores = self.W(h).float()  # (N, C)
+        scores = at_least_float32(self.W(h))  # (N, C)
         logits = segment_max(scores, bags.bag_of_row, len(bags))  # (B, C)
-        holds = (scores == logits[bags.bag_of_row]).float()  # (N, C)
+        holds = (scores == logits[bags.bag_of_row]).to(scores.dtype)  # (N, C)
         sharing = segment_sum(holds, bags.bag_of_row, len(bags))[bags.bag_of_row]  # (N, C)
         contributions = holds / sharing * (scores - self.W.bias)  # (N, C)
         return HeadOutput(logits, scores, contributions)  # (B, C), (N, C), (N, C)

@@ -54,7 +54,8 @@ class Mean(Head):
     def forward(self, bags: PackedBags) -> HeadOutput:
         """Judge bags; see `Head.forward`. K is 1, and all tiles have the same attention."""
         h = self.dropout(torch.relu(self.P(bags.features)))  # (N, L)
-        share = 1 / segment_sizes(bags.bag_of_row, len(bags))[bags.bag_of_row, None]  # (N, 1)
+        sizes = segment_sizes(bags.bag_of_row, len(bags))[bags.bag_of_row, None]  # (N, 1)
+        share = 1 / sizes.to(torch.promote_types(h.dtype, torch.float32))  # (N, 1)
         # W of a mean is the mean of W, which is narrower.
         contributions = share * nn.functional.linear(h, self.W.weight)  # (N, C)
         logits = segment_sum(contributions, bags.bag_of_row, len(bags)) + self.W.bias  # (B, C)

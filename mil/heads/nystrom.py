@@ -32,7 +32,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional
+
+from mil.segments import at_least_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Landmarks:
     keys: Tensor
     """``(b, h, m, d)``."""
     inverse: Tensor
-    """``(b, h, m, m)`` float32."""
+    """``(b, h, m, m)``, float32 at least."""
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, *, count: int, iterations: int) -> Landmarks | None:
@@ -62,21 +65,32 @@ class Landmarks:
 def attend(q: Tensor, k: Tensor, v: Tensor, landmarks: Landmarks | None) -> Tensor:
     """Attention of queries, keys and values, ``(b, h, S, d)`` each, to ``(b, h, S, d)``."""
     if landmarks is None:
-        return functional.scaled_dot_product_attention(q, k, v)
-    context = functional.scaled_dot_product_attention(landmarks.queries, k, v)  # (b, h, m, d)
+        return _softmax_attention(q, k, v)
+    context = _softmax_attention(landmarks.queries, k, v)  # (b, h, m, d)
     with _float32(q):
-        mixed = (landmarks.inverse @ context.float()).to(v.dtype)  # (b, h, m, d)
-    return functional.scaled_dot_product_attention(q, landmarks.keys, mixed)
+        mixed = (landmarks.inverse @ at_least_float32(context)).to(v.dtype)  # (b, h, m, d)
+    return _softmax_attention(q, landmarks.keys, mixed)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``(b, h, s, d)``: the values ``(b, h, t, d)``, weighed.
+
+    By torch's fused kernel, which keeps no matrix of s x t. It has no second derivative and no rule for
+    `vmap`, so that where `torch.func` transforms the head, the formula is written out.
+    """
+    if any(is_functorch_wrapped_tensor(tensor) for tensor in (q, k, v)):
+        return _weights(q, k).to(v.dtype) @ v
+    return functional.scaled_dot_product_attention(q, k, v)
 
 
 @torch.no_grad()
 def attention_of_first(q: Tensor, k: Tensor, landmarks: Landmarks | None) -> Tensor:
-    """``(b, S)`` float32: how much the first token attends to each, the mean over heads.
+    """``(b, S)``, float32 at least: how much the first token attends to each, the mean over heads.
 
     As the product of three matrices it sums to about 1, and may be negative here and there. One head at a
     time, so that a matrix of S x m is the largest.
     """
-    total = q.new_zeros((len(q), 1, q.shape[2]), dtype=torch.float32)  # (b, 1, S)
+    total = at_least_float32(q.new_zeros((len(q), 1, q.shape[2])))  # (b, 1, S)
     with _float32(q):
         for head in range(q.shape[1]):
             first, keys = q[:, head, :1], k[:, head]  # (b, 1, d), (b, S, d)
@@ -94,16 +108,18 @@ def _float32(like: Tensor) -> torch.autocast:
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
-    """Softmax over keys, in float32: ``(..., s, d)`` and ``(..., t, d)`` to ``(..., s, t)``."""
+    """Softmax over keys, in float32 at least: ``(..., s, d)`` and ``(..., t, d)`` to ``(..., s, t)``."""
     scale = 1 / math.sqrt(q.shape[-1])
-    return (q.float() @ k.float().transpose(-1, -2) * scale).softmax(dim=-1)
+    return (at_least_float32(q) @ at_least_float32(k).transpose(-1, -2) * scale).softmax(dim=-1)
 
 
 def block_means(x: Tensor, block: int) -> Tensor:
     """Means of blocks of tokens, the first one shorter if need be: ``(b, h, S, d)`` to ``(b, h, m, d)``."""
     count = math.ceil(x.shape[2] / block)
     short = count * block - x.shape[2]
-    padded = functional.pad(x.float(), (0, 0, short, 0))  # (b, h, m * block, d): zeros, which add nothing
+    padded = functional.pad(
+        at_least_float32(x), (0, 0, short, 0)
+    )  # (b, h, m * block, d): zeros, which add nothing
     sizes = padded.new_full((count, 1), block)
     sizes[0] -= short
     blocks = padded.reshape(*x.shape[:2], count, block, -1)  # (b, h, m, block, d)

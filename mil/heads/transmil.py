@@ -45,6 +45,7 @@ from mil.heads.contract import Head, HeadOutput
 from mil.heads.dropout import Dropout
 from mil.heads.nystrom import Landmarks, attend, attention_of_first
 from mil.heads.raster import raster_order
+from mil.segments import at_least_float32
 
 
 class TransMIL(Head):
@@ -107,11 +108,11 @@ class TransMIL(Head):
         """Judge bags; see `Head.forward`. K is 1; what tiles add to a logit is not a sum, so is not given."""
         order = raster_order(bags)  # (N,)
         h = torch.relu(self.P(bags.features))[order]  # (N, L)
-        logits = h.new_zeros((len(bags), self.classes), dtype=torch.float32)
-        attention = h.new_zeros(len(h), dtype=torch.float32)
+        logits = at_least_float32(h.new_zeros((len(bags), len(self.W.weight))))
+        attention = at_least_float32(h.new_zeros(len(h)))
         for members, rows in _of_equal_size(bags):
             of_members, of_tiles = self._judge(h[rows])  # (b, C), (b, n)
-            logits = logits.index_copy(0, members, of_members.float())
+            logits = logits.index_copy(0, members, at_least_float32(of_members))
             attention[order[rows]] = of_tiles
         tiny = torch.finfo(attention.dtype).tiny  # the approximation may be below zero
         return HeadOutput(logits, attention.clamp(min=tiny).log()[:, None])  # (B, C), (N, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,13 @@ from mil.adaptors.channel_attention import ChannelAttention
 from mil.adaptors.cross_scale import CrossScale
 from mil.adaptors.feature_pyramid import FeaturePyramid
 from mil.adaptors.neighbours import find_neighbours
+from mil.adaptors.standardised import Standardised
+from mil.adaptors.unit_length import UnitLength
 from mil.bags import PackedBags
+from mil.checkpoint import write_weights
 from mil.heads import build_head
 from mil.heads.adapted import AdaptedHead
+from mil.networks.weights import digest_state, read_state
 from wsi.errors import UsageError
 
 
@@ -167,3 +172,87 @@ def test_settings_that_an_adaptor_does_not_have_are_refused(name: str, settings:
             adaptor=name,
             settings={f"adaptor.{key}": value for key, value in settings.items()},
         )
+
+
+def in_front(adaptor: torch.nn.Module, x: Tensor) -> Tensor:
+    adapted: Tensor = adaptor(packed([x], [torch.zeros(len(x), 2, dtype=torch.long)]))
+    return adapted
+
+
+@torch.inference_mode()
+def test_standardised_features_have_mean_0_and_deviation_1() -> None:
+    """Of a value that never varies, the deviation counts as 1."""
+    x = draw(200, 12) * torch.arange(12) + draw(12, seed=1)
+    adaptor = Standardised(12)
+    adaptor.set_statistics(x.mean(0), x.std(0, correction=0))
+    result = in_front(adaptor, x)
+    assert_close(result.mean(0), torch.zeros(12), atol=1e-5, rtol=0)
+    varying = torch.arange(12) > 0
+    assert_close(result.std(0, correction=0)[varying], torch.ones(11))
+    adaptor.set_statistics(x[0], torch.arange(12.0))
+    assert_close(in_front(adaptor, x)[:, 0], x[:, 0] - x[0, 0])
+
+
+@torch.inference_mode()
+def test_features_of_unit_length_are_directions_from_the_centre() -> None:
+    x, centre = draw(30, 12) * 3, draw(12, seed=1)
+    adaptor = UnitLength(12)
+    adaptor.set_statistics(centre)
+    result = in_front(adaptor, x)
+    assert_close(result, functional.normalize(x - centre))
+    for scale in (1e-30, 1e-6, 1e30):  # squares of such numbers are no float32
+        adaptor.set_statistics(torch.zeros(12))
+        assert_close(in_front(adaptor, x * scale), functional.normalize(x))
+    adaptor.set_statistics(x[3])
+    assert (in_front(adaptor, x)[3] == 0).all()
+    assert in_front(adaptor, x).isfinite().all()
+
+
+def test_the_gradient_through_a_length_is_that_of_the_formula() -> None:
+    """The largest value is divided out first, as if it were a constant."""
+    x = draw(5, 12).double().requires_grad_()
+    adaptor = UnitLength(12).double()
+    adaptor.set_statistics(draw(12, seed=1))
+    assert torch.autograd.gradcheck(lambda values: in_front(adaptor, values), x)
+    assert torch.autograd.gradgradcheck(lambda values: in_front(adaptor, values), x)
+
+
+@torch.inference_mode()
+def test_statistics_that_nobody_set_change_nothing_but_the_length() -> None:
+    x = draw(30, 12)
+    assert torch.equal(in_front(Standardised(12), x), x)
+    assert_close(in_front(UnitLength(12), x), functional.normalize(x))
+
+
+@pytest.mark.parametrize("name", ["standardised", "unit_length"])
+def test_statistics_are_saved_with_the_weights_and_are_not_learnt(name: str, tmp_path: Path) -> None:
+    head, again = (build_head("linear", dim=12, classes=2, adaptor=name) for _ in range(2))
+    assert isinstance(head, AdaptedHead)
+    before = digest_state(head.state_dict())
+    front = head.front
+    if isinstance(front, Standardised):
+        front.set_statistics(draw(12).double(), draw(12, seed=1).square().requires_grad_())
+    else:
+        assert isinstance(front, UnitLength)
+        front.set_statistics(draw(12))
+    assert digest_state(head.state_dict()) != before
+    assert {name for name, _ in head.named_parameters()} == {"head.W.weight", "head.W.bias"}
+    assert not any(buffer.requires_grad for buffer in head.buffers())
+    write_weights(tmp_path / "weights.safetensors", head)
+    again.load_state_dict(read_state(tmp_path / "weights.safetensors"))
+    assert digest_state(again.state_dict()) == digest_state(head.state_dict())
+    one = packed([draw(4, 12)], [torch.zeros(4, 2, dtype=torch.long)])
+    assert torch.equal(again(one).logits, head(one).logits)
+
+
+def test_statistics_of_other_features_are_refused() -> None:
+    good, short, holed = torch.ones(12), torch.ones(11), torch.ones(12)
+    holed[5] = torch.nan
+    with pytest.raises(ValueError, match=r"the mean has shape \(11,\), and features have length 12"):
+        Standardised(12).set_statistics(short, good)
+    with pytest.raises(ValueError, match="the deviation is not finite"):
+        Standardised(12).set_statistics(good, holed)
+    with pytest.raises(ValueError, match="the deviation is below 0"):
+        Standardised(12).set_statistics(good, -good)
+    with pytest.raises(ValueError, match="the centre is not finite"):
+        UnitLength(12).set_statistics(holed)

@@ -16,6 +16,7 @@ from mil.heads import HEADS, Criterion, Head, Settings, build_head
 DIM, CLASSES = 12, 3
 
 VARIANTS: dict[str, tuple[str, Settings]] = {
+    "linear": ("linear", {}),
     "mean": ("mean", {"hidden": 16}),
     "max_instance": ("max_instance", {"hidden": 16}),
     "max_embedding": ("max_embedding", {"hidden": 16}),
@@ -38,6 +39,8 @@ OF_ADAPTORS: dict[str, Settings] = {
     "cbam": {"adaptor.reduction": 3},
     "feature_pyramid": {"adaptor.scales": 3, "adaptor.width": 10},
     "cross_scale": {"adaptor.scales": 3, "adaptor.width": 8, "adaptor.heads": 2},
+    "standardised": {},
+    "unit_length": {},
 }
 assert {name for name, _ in VARIANTS.values()} == set(HEADS)
 assert set(OF_ADAPTORS) == set(ADAPTORS)
@@ -49,9 +52,12 @@ def make_head(variant: str, adaptor: str | None = None, *, seed: int = 5, **sett
     in_front = OF_ADAPTORS[adaptor] if adaptor else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_head(
+        head = build_head(
             name, dim=DIM, classes=CLASSES, settings={**small, **in_front, **settings}, adaptor=adaptor
         )
+        for buffer in head.buffers():  # statistics of some features, in front of the head
+            buffer.copy_(torch.rand(DIM) + 0.5)
+        return head
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
+from mil.adaptors import ADAPTORS
 from mil.bags import PackedBags
 from mil.heads import Criterion, Head
 
@@ -66,7 +67,7 @@ def test_a_head_finds_the_telling_tile(
     check(taught(make(variant, dropout=0.0), packed, criterion), packed)
 
 
-@pytest.mark.parametrize("adaptor", ["channel_attention", "cbam", "feature_pyramid", "cross_scale"])
+@pytest.mark.parametrize("adaptor", sorted(ADAPTORS))
 def test_a_head_finds_it_after_an_adaptor(
     adaptor: str, make: Make, packed: Packed, criterion: Criterion
 ) -> None:
