@@ -95,7 +95,7 @@ def is_linear_of_an_embedding(head: Head, bags: PackedBags) -> bool:
 
 
 def test_a_head_that_embeds_is_linear_in_its_embedding(head: Head, rows: Rows, packed: Packed) -> None:
-    """And one that does not is not, but for dtfd, whose first tier has classes of its own to pick tiles by."""
+    """One that does not is not, but for dtfd, whose first tier has classes of its own to pick tiles by."""
     assert head.embeds is (head.name in EMBEDS)
     obeys = head.embeds or head.name == "dtfd"
     assert is_linear_of_an_embedding(head, some_bags(rows, packed)) is obeys
