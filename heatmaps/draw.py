@@ -14,6 +14,7 @@ from heatmaps.overlay import draw_overlay
 from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.qupath import TileClasses, write_tiles
 from heatmaps.raster import Heatmap, paint
+from tiling.class_names import CHANNELS
 from tiling.commit import Commit
 from tiling.pipeline import Step
 from tiling.store import TileStore, judges_tiles, scores_by
@@ -24,7 +25,7 @@ from wsi.errors import RecipeError, UsageError
 from wsi.picture import encode_png
 
 SCORES, GEOJSON = "scores.ome.tif", "tiles.geojson"
-RANK, UNCERTAINTY = "attention rank", "uncertainty"
+RANK, UNCERTAINTY = CHANNELS
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from tiling.class_names import CHANNELS
 from wsi.errors import UsageError
 
 _REQUIRED = ("slide_id", "label")
 _OPTIONAL = ("patient", "split", "fold", "site")
 _MAY_BE_BLANK = ("fold", "site")  # slides for testing have no fold, and of some nobody knows the site
-_TAKEN_LABEL = ("attention rank", "uncertainty")  # the channels that heatmaps have beside their classes
 _LABEL_BYTES = 100  # labels are parts of file names
 
 
@@ -228,7 +228,7 @@ def _refuse_unusable_labels(path: Path, rows: Sequence[SlideLabel]) -> None:
             reason = "holds characters that cannot be printed on one line"
         elif ":" in label:
             reason = "holds a colon"
-        elif label.casefold() in _TAKEN_LABEL:
+        elif label.casefold() in CHANNELS:
             reason = "is the name of another channel of heatmaps"
         elif len(label.encode()) > _LABEL_BYTES:
             reason = f"is longer than {_LABEL_BYTES} bytes"

@@ -1,4 +1,4 @@
-"""Polygons on a pixel grid: which pixels have their centre inside.
+"""Polygons on a pixel grid: which pixels have their centre inside; and which points of any kind do.
 
 A pixel belongs to a polygon where its *centre* does, so a drawn border is right to half a pixel of the grid.
 Inside means, as in JTS (the geometry library within QuPath): inside the shell and inside no hole, each ring
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,96 @@ def fill(polygons: Iterable[Polygon], *, shape: tuple[int, int], scale_x: float,
     return mask
 
 
+def contains(polygons: Iterable[Polygon], points: NDArray[np.float64]) -> Mask:
+    """The points that lie in any of the polygons, by the rule of `fill`.
+
+    Parameters
+    ----------
+    points
+        ``(k, 2)`` float64 level-0 (x, y), in any order.
+
+    Returns
+    -------
+    ``(k,)`` bool. The time goes with the edges and with the points near each polygon, not with their product.
+
+    >>> square = Polygon(np.array([[1, 1], [3, 1], [3, 2], [1, 2], [1, 1]], np.float64))
+    >>> contains([square], np.array([[1, 1], [2.5, 1.5], [3, 1.5]], np.float64)).tolist()
+    [True, True, False]
+    """
+    found = np.zeros(len(points), np.bool_)
+    order = np.argsort(points[:, 1], kind="stable")
+    x, y = points[order].T
+    for polygon in polygons:
+        left, top, right, bottom = polygon.extent
+        first, stop = np.searchsorted(y, (top, bottom)).tolist()
+        near = first + np.flatnonzero((x[first:stop] >= left) & (x[first:stop] <= right))
+        inside = _enclosed(polygon.shell, x[near], y[near])
+        for hole in polygon.holes:
+            inside &= ~_enclosed(hole, x[near], y[near])
+        found[order[near]] |= inside
+    return found
+
+
+def interior_point(polygon: Polygon) -> tuple[float, float]:
+    """A point (x, y) well inside: the middle of the widest piece of a level line halfway down the polygon.
+
+    Of a rectangle or an ellipse it is the centre. Where that line meets no inside (a ring may cross itself
+    there), others are tried; of a polygon that is too thin for any, the middle of its extent is given. After
+    JTS, ``InteriorPointArea``.
+    """
+    left, top, right, bottom = polygon.extent
+    for share in (0.5, 0.25, 0.75, 0.375, 0.625):
+        level = top + share * (bottom - top)
+        crossings = np.sort(np.concatenate([_crossings(r, level) for r in (polygon.shell, *polygon.holes)]))
+        middles = (crossings[:-1] + crossings[1:]) / 2
+        points = np.stack([middles, np.full(len(middles), level)], axis=1)
+        widths = np.where(contains([polygon], points), np.diff(crossings), 0)
+        if widths.any():
+            return float(middles[widths.argmax()]), level
+    return (left + right) / 2, (top + bottom) / 2
+
+
+def _crossings(ring: Ring, level: float) -> NDArray[np.float64]:
+    """Where along x a ring crosses a level line; in no order."""
+    x0, y0, x1, y1 = _downwards(ring)
+    edge = np.flatnonzero((y0 <= level) & (level < y1))
+    return _crossed_at(x0[edge], y0[edge], x1[edge], y1[edge], level)
+
+
+def _enclosed(ring: Ring, x: NDArray[np.float64], y: NDArray[np.float64]) -> Mask:
+    """Which points a ring encloses, by the even-odd rule; `y` ascends. As `_inside`, edge by edge."""
+    x0, y0, x1, y1 = _downwards(ring)
+    first = np.searchsorted(y, y0)
+    levels = np.searchsorted(y, y1) - first  # points with y0 <= y < y1
+    odd = np.zeros(len(y), np.bool_)
+    for part in _parts(np.flatnonzero(levels), levels):
+        edge = np.repeat(part, levels[part])
+        ends = np.cumsum(levels[part])
+        point = np.arange(len(edge)) - np.repeat(ends - levels[part] - first[part], levels[part])
+        right = _crossed_at(x0[edge], y0[edge], x1[edge], y1[edge], y[point]) <= x[point]
+        odd ^= (np.bincount(point[right], minlength=len(y)) & 1).astype(np.bool_)
+    return odd
+
+
+def _downwards(ring: Ring) -> tuple[NDArray[np.float64], ...]:
+    """``x0, y0, x1, y1`` of every edge, downwards: two polygons that share it find the same crossings."""
+    x0, y0, x1, y1 = np.concatenate([ring[:-1], ring[1:]], axis=1).T
+    up = y0 > y1
+    return np.where(up, x1, x0), np.where(up, y1, y0), np.where(up, x0, x1), np.where(up, y0, y1)
+
+
+def _crossed_at(
+    x0: NDArray[np.float64],
+    y0: NDArray[np.float64],
+    x1: NDArray[np.float64],
+    y1: NDArray[np.float64],
+    level: float | NDArray[np.floating[Any] | np.integer[Any]],
+) -> NDArray[np.float64]:
+    """Where along x edges are at a level of theirs."""
+    crossed: NDArray[np.float64] = x0 + (level - y0) / (y1 - y0) * (x1 - x0)
+    return crossed
+
+
 def _centred(ring: Ring, scale_x: float, scale_y: float) -> Ring:
     """The ring in pixels of the grid, counted so that centres are whole numbers."""
     return np.asarray(ring / (scale_x, scale_y) - 0.5, np.float64)
@@ -106,11 +197,7 @@ def _inside(ring: Ring, down: slice, across: slice) -> Mask:
     odd number of notes lie in its row up to it.
     """
     top, left, width = down.start, across.start, across.stop - across.start
-    # Every edge downwards: two polygons that share it find the same crossings, bit for bit.
-    x0, y0, x1, y1 = np.concatenate([ring[:-1], ring[1:]], axis=1).T
-    up = y0 > y1
-    x0, x1 = np.where(up, x1, x0), np.where(up, x0, x1)
-    y0, y1 = np.where(up, y1, y0), np.where(up, y0, y1)
+    x0, y0, x1, y1 = _downwards(ring)
     first = np.clip(np.ceil(y0), top, down.stop).astype(np.intp)
     rows = np.clip(np.ceil(y1), top, down.stop).astype(np.intp) - first
     crossing = np.flatnonzero(rows)
@@ -119,8 +206,7 @@ def _inside(ring: Ring, down: slice, across: slice) -> Mask:
         edge = np.repeat(part, rows[part])
         ends = np.cumsum(rows[part])
         row = np.arange(len(edge)) - np.repeat(ends - rows[part] - first[part], rows[part])
-        share = (row - y0[edge]) / (y1[edge] - y0[edge])
-        x = x0[edge] + share * (x1[edge] - x0[edge])
+        x = _crossed_at(x0[edge], y0[edge], x1[edge], y1[edge], row)
         column = np.clip(np.ceil(x) - left, 0, width).astype(np.intp)
         np.add.at(notes, (row - top, column), 1)
     odd = np.bitwise_xor.accumulate(notes & 1, axis=1)[:, :width]

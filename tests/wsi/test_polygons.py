@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi.polygons import Polygon, fill
+from wsi.polygons import Polygon, contains, fill, interior_point
 
 SHAPE = (11, 14)
 POINTS = st.tuples(st.floats(-6, 20), st.floats(-6, 17)).map(lambda point: tuple(np.round(point, 3)))
@@ -169,6 +169,91 @@ def test_memory_is_bounded_though_every_edge_crosses_every_row():
         tracemalloc.stop()
     assert found.any()
     assert peak < 120e6  # 20 million crossings of 40 bytes would be 800 MB
+
+
+# Points ----------------------------------------------------------------------------------------------------
+
+
+def centres(shape=SHAPE, *, scale=1.0):
+    rows, columns = np.indices(shape) + 0.5
+    return np.stack([columns.ravel(), rows.ravel()], axis=1) * scale
+
+
+@settings(deadline=None)
+@given(RINGS, st.lists(RINGS, max_size=2), st.sampled_from([1.0, 32.0, 31.9488]), st.randoms())
+def test_points_are_inside_where_pixels_with_these_centres_are(shell, holes, scale, random):
+    polygon = Polygon(closed(shell, scale=scale), tuple(closed(hole, scale=scale) for hole in holes))
+    order = list(range(SHAPE[0] * SHAPE[1]))
+    random.shuffle(order)
+    found = np.zeros(len(order), bool)
+    found[order] = contains([polygon], centres(scale=scale)[order])
+    _, unsure = by_brute_force(polygon, SHAPE, scale)
+    assert ((found.reshape(SHAPE) == filled(polygon, scale=scale)) | unsure).all()
+
+
+@given(st.lists(st.tuples(FINE, FINE), min_size=1, max_size=4))
+def test_points_on_an_edge_are_where_centres_on_it_are(corners):
+    """Rectangles on quarters of a pixel, whose edges run through many centres."""
+    boxes = [np.array([first, last]) / 4 for first, last in corners]
+    polygons = [Polygon(square(*box.min(axis=0), *box.max(axis=0))) for box in boxes]
+    assert (contains(polygons, centres()).reshape(SHAPE) == filled(*polygons)).all()
+
+
+@given(st.lists(FINE, max_size=7), st.booleans())
+def test_polygons_that_share_a_border_part_all_points(way, lengthwise):
+    way = [(20, -40), *way, (30, 100)]
+    sides = [
+        closed(way + corners, scale=0.25) for corners in ([(-50, 100), (-50, -40)], [(120, 100), (120, -40)])
+    ]
+    if lengthwise:
+        sides = [np.ascontiguousarray(ring[:, ::-1]) for ring in sides]
+    points = centres((22, 28), scale=0.5) - 0.25  # centres, corners and the middles of edges
+    one, other = (contains([Polygon(ring)], points) for ring in sides)
+    assert (one ^ other)[points.min(axis=1) >= 0].all()
+
+
+def test_no_points_and_no_polygons_are_no_case_of_their_own():
+    assert contains([Polygon(square(0, 0, 9, 9))], np.empty((0, 2))).shape == (0,)
+    assert not contains([], centres()).any()
+
+
+def test_points_are_found_in_bounded_memory_though_every_edge_crosses_every_level():
+    x = np.linspace(0, 3000, 20_000)
+    zigzag = closed(np.stack([x, np.where(np.arange(20_000) % 2, -5, 1500)], axis=1))
+    points = np.random.default_rng(0).uniform(0, 1000, (1000, 2))
+    tracemalloc.start()
+    try:
+        found = contains([Polygon(zigzag)], points)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.any()
+    assert peak < 120e6
+
+
+@given(RINGS, st.lists(RINGS, max_size=1))
+def test_an_interior_point_is_inside_wherever_there_is_an_inside_to_speak_of(shell, holes):
+    polygon = Polygon(closed(shell), tuple(map(closed, holes)))
+    left, top, right, bottom = polygon.extent
+    x, y = interior_point(polygon)
+    assert left <= x <= right
+    assert top <= y <= bottom
+    on_the_lines = [
+        np.stack([np.linspace(left, right, 501), np.full(501, top + share * (bottom - top))], axis=1)
+        for share in (0.5, 0.25, 0.75)
+    ]
+    if contains([polygon], np.concatenate(on_the_lines)).any():
+        assert contains([polygon], np.array([(x, y)])).all()
+
+
+def test_the_interior_point_of_a_plain_shape_is_its_centre_and_of_a_ring_on_its_band():
+    assert interior_point(Polygon(square(2, 3, 8, 5))) == (5, 4)
+    assert interior_point(Polygon(closed([(0, 0), (10, 0), (10, 10), (0, 10)]), (square(2, 2, 7, 8),))) == (
+        8.5,
+        5,
+    )
+    horseshoe = closed([(0, 0), (9, 0), (9, 9), (6, 9), (6, 2), (2, 2), (2, 9), (0, 9)])
+    assert interior_point(Polygon(horseshoe)) == (7.5, 4.5)
 
 
 @pytest.mark.parametrize(
