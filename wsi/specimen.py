@@ -33,8 +33,8 @@ MASK_SCALE = 16
 """Level-0 pixels per pixel of the masks of a specimen."""
 
 # Optical density of red, green and blue per unit of stain: the reference vectors of Macenko et al.
-_HAEMATOXYLIN = (0.5626, 0.7201, 0.4062)
-_EOSIN = (0.2159, 0.8012, 0.5581)
+HAEMATOXYLIN = (0.5626, 0.7201, 0.4062)
+EOSIN = (0.2159, 0.8012, 0.5581)
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def draw_stains(rng: np.random.Generator) -> Stains:
 
     return Stains(
         glass=rng.uniform(240, 247, 3),
-        haematoxylin=vector(_HAEMATOXYLIN, rng.uniform(1.0, 1.6)),
-        eosin=vector(_EOSIN, rng.uniform(0.6, 1.25)),
+        haematoxylin=vector(HAEMATOXYLIN, rng.uniform(1.0, 1.6)),
+        eosin=vector(EOSIN, rng.uniform(0.6, 1.25)),
     )
 
 

@@ -26,14 +26,13 @@ from wsi.errors import UsageError
 from wsi.picture import encode_png
 from wsi.specimen import (
     MASK_SCALE,
-    Bools,
-    Bytes,
     Specimen,
     draw_specimen,
     draw_stains,
     paint,
     with_lesion,
 )
+from wsi.texture import Bools, Bytes
 
 _ASSUMED_MPP = 0.5  # the scale to draw at when the file is to state none
 _DOWNSAMPLES = (1, 4, 16)
@@ -193,9 +192,7 @@ def write_svs(
 
     tiles = f"({tile_px}x{tile_px})"
     with replacing(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
-        tile = {
-            "tile": (tile_px, tile_px),
-        }
+        tile = {"tile": (tile_px, tile_px)}
         tiff.write(pixels, description=described(f"{tiles} JPEG/YCC Q={quality}"), **_jpeg(quality, **tile))
         small = levels[-1]
         seen = f"-> {small.shape[1]}x{small.shape[0]} - "
