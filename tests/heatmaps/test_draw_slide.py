@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from heatmaps import draw
 from heatmaps.draw import draw_heatmap
+from heatmaps.overlay import draw_overlay
 from tiling.commit import Commit
 from tiling.cut import cut_slide
 from tiling.grid import TileSpec
@@ -72,13 +74,20 @@ def drawn(store: TileStore, name: str) -> tuple[Commit, list[dict[str, float]]]:
 
 @pytest.mark.parametrize("of_tiles", [False, True])
 def test_uncertainty_is_a_channel_and_a_measurement_and_a_model_of_tiles_has_no_attention(
-    store: TileStore, of_tiles: bool
+    store: TileStore, of_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    titles = []
+    monkeypatch.setattr(
+        draw, "draw_overlay", lambda *a, **k: titles.append(k["title"]) or draw_overlay(*a, **k)
+    )
     name, model = ("tiles", {"judges": "tiles"}) if of_tiles else ("slides", {})
     arrays = scored(store, name, **model)
     commit, measured = drawn(store, name)
     attention = [] if of_tiles else ["attention rank"]
     assert commit.record["channels"] == [*CLASSES, *attention, "uncertainty"]
+    word = "probability of each tile" if of_tiles else "score of each tile alone"
+    assert titles[:2] == [f"{one}: {word}" for one in CLASSES]
+    assert titles[-1] == "uncertainty: 0 sure, 1 no idea"
     assert {f"overlay-{one}.png" for one in (*CLASSES, "uncertainty")} <= set(commit.files)
     assert ("overlay-attention-rank.png" in commit.files) is not of_tiles
     for key in ("uncertainty", "disagreement"):

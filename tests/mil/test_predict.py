@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mil.features import FeatureRecipe, common_recipe, read_bag
 from mil.gate import Gate
 from mil.heads import Head, HeadOutput, build_head
 from mil.predict import check_features, predict_bag, predict_slide, tissue_shares, verdict
+from mil.study import held_out
 from tiling.commit import begin
 from tiling.reporter import figures
 from tiling.store import TileStore, make_array
@@ -357,3 +359,9 @@ def test_how_many_tiles_are_uncertain_is_by_the_gates_threshold(encoded: TileSto
         assert said["calibrated"] is True
     without = tissue_shares(make_model(encoded, make_head(), judges=Judges.TILES), prediction)
     assert without["uncertain_share"] == 0.25
+
+
+def test_a_model_of_tiles_is_not_held_against_labels_of_slides(encoded: TileStore) -> None:
+    model = make_model(encoded, make_head(), judges=Judges.TILES)
+    with pytest.raises(UsageError, match="'demo' judges tiles"):
+        held_out(encoded.output, Path("labels.csv"), model)
