@@ -231,7 +231,12 @@ def describe(
 
 
 def save_model(
-    folder: Path, head: Head | Ensemble, model: Model, *, files: Mapping[str, bytes] = _NO_FILES
+    folder: Path,
+    head: Head | Ensemble,
+    model: Model,
+    *,
+    files: Mapping[str, bytes] = _NO_FILES,
+    overwrite: bool = False,
 ) -> Commit:
     """Publish members and their card as `folder`; nothing to do where the very same are there.
 
@@ -245,6 +250,8 @@ def save_model(
         The weights, and what `describe` says of them.
     files
         What else belongs to it, by name: what the same card and weights give again.
+    overwrite
+        Replace another model that is there, once this one is complete; what is no model stays in the way.
 
     Raises
     ------
@@ -261,7 +268,10 @@ def save_model(
     if commit is not None:
         if commit.recipe == recipe:
             return commit
-        raise _in_the_way(folder, "another model")
+        if commit.recipe.get("step") != "model":
+            raise _in_the_way(folder, "something that is not a model")
+        if not overwrite:
+            raise _in_the_way(folder, "another model")
     work = folder.parent / ".work"
     draft = begin(folder, recipe, work=work)
     for number, member in enumerate(as_ensemble(head).members):

@@ -112,6 +112,24 @@ def test_another_model_in_the_way_is_kept(saved: Path) -> None:
     assert load_model_fails(saved)
 
 
+def test_overwriting_replaces_a_model_whole_and_nothing_that_is_none(saved: Path) -> None:
+    head = small_head(seed=1)
+    kept = save_model(saved, small_head(), card(small_head()), files={"extra.csv": b"a"}, overwrite=True)
+    assert "extra.csv" not in kept.files  # the very same model: nothing was done
+    save_model(saved, head, card(head), overwrite=True)
+    assert load_model(saved)[0] == card(head)
+    assert not (saved.parent / ".work").exists()
+    other = begin(saved.parent / "tiles", {"step": "tiles"}, work=saved.parent / ".work")
+    (other.folder / "kept").write_bytes(b"kept")
+    other.publish({})
+    for folder, name in ((other.item, "kept"), (saved, "model.json")):
+        if folder is saved:
+            (saved / "member-0.safetensors").unlink()  # damaged: not known to be a model
+        with pytest.raises(RecipeError, match="something that is not"):
+            save_model(folder, head, card(head, name=folder.name), overwrite=True)
+        assert (folder / name).is_file()
+
+
 @pytest.mark.parametrize("name", ["demo", "Modell-2.1", "_x", "жираф", "zarr", "a.json.b", "m" * 80])
 def test_a_usable_name_is_given_back(name: str) -> None:
     assert check_model_name(name) == name
