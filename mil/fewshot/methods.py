@@ -75,7 +75,10 @@ class Method(Protocol):
 
 def _judge_each(method: Method, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
     with torch.no_grad():
-        return [method.fit(support)(query).logits for support, query in zip(supports, queries, strict=True)]
+        return [
+            method.fit(support).to(query.features.device)(query).logits
+            for support, query in zip(supports, queries, strict=True)
+        ]
 
 
 def _linear_head(weight: Tensor, bias: Tensor, *, adaptor: str, statistics: Mapping[str, Tensor]) -> Head:
