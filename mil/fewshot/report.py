@@ -58,7 +58,7 @@ DEFINITIONS = {
     "verdict": "by the paired interval over tasks to the best baseline: gain if it lies above zero, loses if "
     "it lies below, else no gain shown; the same if the difference is zero in every task. For m "
     "meta-learners at once the interval is that of level 1 - 0.05 / m (Bonferroni); numbers of shots are not "
-    "corrected for",
+    "corrected for. That interval is the one called corrected, and is wider than the one of 95 %",
     "log loss": "mean of -ln of the probability of the true class: high where a method is sure and wrong",
 }
 

@@ -98,7 +98,7 @@ def report_md(content: Mapping[str, Any]) -> bytes:
 def _markdown(found: Mapping[str, Any]) -> list[str]:
     best = found["best_baseline"]
     lines = [
-        f"| method | accuracy | over patients | log loss | less prototypes | less {best} | verdict |",
+        f"| method | accuracy | over patients | log loss | less prototypes | less {best}, corrected | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in found["methods"]:
@@ -109,7 +109,7 @@ def _markdown(found: Mapping[str, Any]) -> list[str]:
             _ends(one["over_patients"]),
             f"{one['log_loss']:.3f}",
             estimate(to_prototypes["over_tasks"], signed=True) if to_prototypes else "",
-            estimate(to_best["over_tasks"], signed=True) if to_best else "",
+            estimate(to_best["corrected"], signed=True) if to_best else "",
             verdict(one),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -134,6 +134,8 @@ def _line(one: Mapping[str, Any]) -> str:
     line = f"{estimate(one['accuracy'])}, log loss {one['log_loss']:.3f}"
     if one["to_prototypes"]:
         line += f"; to prototypes {estimate(one['to_prototypes']['over_tasks'], signed=True)}"
+    if one["to_best"] and one["to_best"]["other"] != "prototypes":
+        line += f"; to {one['to_best']['other']} {estimate(one['to_best']['corrected'], signed=True)}"
     return f"{line}; {verdict(one)}"
 
 

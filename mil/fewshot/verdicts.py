@@ -265,7 +265,7 @@ def in_words(ranking: Ranking) -> list[str]:
     sentences = [_winner(ranking, told)]
     gaining = [one.method for one in ranking.learners if _verdict(one) is Verdict.GAIN]
     if gaining[1:]:
-        sentences.append(f"{_listed(gaining[1:])} gain too")
+        sentences.append(f"likewise with a gain: {_listed(gaining[1:])}")
     for one in ranking.learners:
         patients = one.to_best.over_patients if one.to_best and _verdict(one) is Verdict.GAIN else None
         if patients and patients.low <= 0:

@@ -282,7 +282,7 @@ def test_a_clear_gain_wins() -> None:
     first, *more = in_words(ranking)
     assert first.startswith("maml wins with 0.79")
     assert "against logistic, the best of the baselines" in first
-    assert more == ["anil gain too", "below prototypes, which need no training at all: reptile"]
+    assert more == ["likewise with a gain: anil", "below prototypes, which need no training at all: reptile"]
 
 
 def test_no_gain_is_claimed_where_the_interval_holds_zero() -> None:
