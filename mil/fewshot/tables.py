@@ -98,7 +98,7 @@ def report_md(content: Mapping[str, Any]) -> bytes:
 def _markdown(found: Mapping[str, Any]) -> list[str]:
     best = found["best_baseline"]
     lines = [
-        f"| method | accuracy | over patients | log loss | less prototypes | less {best}, corrected | verdict |",
+        f"| method | accuracy | over patients | log loss | less prototypes | less {best} | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in found["methods"]:
