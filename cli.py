@@ -9,14 +9,15 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import mil.fewshot.arguments as few
 from mil.arguments import (
-    add_context,
     add_encoder,
+    add_encoding,
     add_evaluation,
     add_model,
     add_network,
@@ -38,6 +39,7 @@ from tiling.arguments import (
     with_pixels,
     workers,
 )
+from tiling.commands import Commands, add_output, add_overwrite, add_results
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
@@ -203,12 +205,66 @@ def evaluate(arguments: Arguments) -> int:
             overwrite=arguments.overwrite,
             report=progress,
         )
-    if not arguments.json:
-        for block in blocks(found.content):
-            reporter.facts(block)
-    more = found.content if arguments.json else {}
-    reporter.result({"report": str(found.folder), "status": "done" if found.made else "already done", **more})
+    _tell(reporter, blocks(found.content), found.content, folder=found.folder, made=found.made)
     return 0
+
+
+def fewshot_train(arguments: Arguments) -> int:
+    """Meta-train learners that adapt to a few labelled tiles or slides."""
+    from mil.device import choose_device
+    from mil.fewshot.study import divide, headline, train_meta
+
+    reporter, source = _reporter(arguments), few.labelled_to_train(arguments)
+    recipe = few.meta_recipe(arguments, of_tiles=source.pool.of_tiles)
+    sides = divide(source.pool, novel=arguments.novel, validation=arguments.validation, seed=recipe.seed)
+    with reporter.progress("fewshot train", unit="step") as progress:
+        meta = train_meta(
+            sides,
+            source.features,
+            folder=arguments.model,
+            recipe=recipe,
+            inputs=source.inputs,
+            device=choose_device(arguments.device),
+            report=progress,
+        )
+    reporter.facts({"meta": str(arguments.model)} | headline(meta))
+    return 0
+
+
+def fewshot_evaluate(arguments: Arguments) -> int:
+    """Judge all learners and plain baselines on the same tasks of unseen classes, and say which wins."""
+    from mil.device import choose_device
+    from mil.fewshot.report import default_folder, evaluate_fewshot
+    from mil.fewshot.tables import blocks
+
+    reporter, source = _reporter(arguments), few.labelled_to_judge(arguments)
+    with reporter.progress("fewshot evaluate", unit="task") as progress:
+        found = evaluate_fewshot(
+            source,
+            meta=arguments.model,
+            folder=arguments.report or default_folder(arguments.model),
+            settings=few.fewshot_settings(arguments, of_tiles=source.pool.of_tiles),
+            classes=arguments.classes,
+            device=choose_device(arguments.device),
+            overwrite=arguments.overwrite,
+            report=progress,
+        )
+    _tell(reporter, blocks(found.content), found.content, folder=found.folder, made=found.made)
+    return 0
+
+
+def adapt(arguments: Arguments) -> int:
+    """Learn from a few marked regions or labelled slides, and draw what that gives, in seconds."""
+    from heatmaps.draw import draw_step
+    from mil.checkpoint import load_model
+    from mil.fewshot.choosing import facts
+    from mil.steps import predict_step
+
+    folder, choice, slides = few.adapted(arguments)
+    model, ensemble = load_model(folder)
+    _reporter(arguments).facts({"model": str(folder)} | facts(choice))
+    steps = [predict_step(model, ensemble), draw_step(model.name, weights_sha256=model.weights_sha256)]
+    return _batch(arguments, model).over(slides, steps, from_slides=False)
 
 
 def predict(arguments: Arguments) -> int:
@@ -308,6 +364,21 @@ def _reporter(arguments: Arguments) -> Reporter:
     return Reporter(sys.stdout, sys.stderr, as_json=arguments.json, quiet=arguments.quiet)
 
 
+def _tell(
+    reporter: Reporter,
+    blocks: Sequence[Mapping[str, object]],
+    content: Mapping[str, Any],
+    *,
+    folder: Path,
+    made: bool,
+) -> None:
+    """A report in paragraphs, or all of it as JSON."""
+    for block in () if reporter.as_json else blocks:
+        reporter.facts(block)
+    more = content if reporter.as_json else {}
+    reporter.result({"report": str(folder), "status": "done" if made else "already done", **more})
+
+
 def _batch(arguments: Arguments, model: Model | None = None) -> Batch:
     from tiling.batch import Batch
 
@@ -321,89 +392,32 @@ def _complain(text: str) -> None:
 
 # Arguments ------------------------------------------------------------------------------------------------
 
-EXIT_CODES = """\
-exit codes:
-  0    all done; a slide without tissue counts as done
-  1    some slides failed, the others are done; or verify found damage
-  2    wrong settings, labels or model: nothing was started
-  70   a bug in Microtome
-  74   the output cannot be written, or the disk is full: run again to resume
-  75   another run is writing to the output: run again later
-  130  interrupted: run again to resume
-"""
+FEW_SHOT = "learners that adapt to a few labelled tiles or slides: train them, see what they are worth"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands, each with help, an example and the options of the library function behind it."""
-    parser = argparse.ArgumentParser(
-        prog="microtome",
-        description="Whole slides to tiles, features, predictions and heatmaps.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(function: Callable[[Arguments], int], example: str, *groups: Options) -> argparse.ArgumentParser:
-        summary = (function.__doc__ or "").strip().split("\n")[0]
-        name = function.__name__.rstrip("_")  # import_
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  microtome {name} {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(command=function)
-        for group in (*groups, _general):
-            group(command)
-        return command
-
+    description = "Whole slides to tiles, features, predictions and heatmaps."
+    commands = Commands(description, families={"fewshot": FEW_SHOT})
+    add = commands.add
     add(info, "slide.svs --json", add_slides)
-    add(tissue, "slides/ -o results", add_slides, add_method, _output)
-    add(
-        tile,
-        "slides/ -o results --mpp 0.5 --tile-size 256 --stain macenko",
-        add_slides,
-        add_tiles,
-        add_workers,
-        _output,
-    )
-    add(
-        encode,
-        "results --encoder efficientnet_lite0",
-        _results,
-        add_encoder,
-        add_network,
-        add_context,
-        add_workers,
-        add_resolution,
-        _overwrite,
-    )
+    add(tissue, "slides/ -o results", add_slides, add_method, add_output)
+    add(tile, "slides/ -o results --mpp 0.5", add_slides, add_tiles, add_workers, add_output)
+    add(encode, "results --encoder uni", add_results, add_encoder, add_encoding, add_workers, add_overwrite)
     command = add(train, "results --labels labels.csv -m model", add_training, add_encoder, add_model)
     command.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the folder that was given to -o")
-    add(evaluate, "-m model", add_evaluation, add_model, _overwrite)
-    add(predict, "results -m model", _results, add_model, _overwrite)
-    add(heatmap, "results -m model", _results, add_model, _overwrite)
-    add(
-        run,
-        "slides/ -m model -o results",
-        add_slides,
-        add_model,
-        _output,
-        add_network,
-        add_no_pixels,
-        add_workers,
-    )
-    add(export, "results --format trident --to trident-files", _results, add_export, _overwrite)
-    add(
-        import_,
-        "trident-files --slides slides/ -o results",
-        add_foreign,
-        add_resolution,
-        add_method,
-        _output,
-    )
-    command = add(verify, "results --full", _results)
+    add(evaluate, "-m model", add_evaluation, add_model, add_overwrite)
+    add(fewshot_train, "results --annotations regions/ -m meta", few.add_training, add_encoder)
+    add(fewshot_evaluate, "results --annotations regions/ -m meta", few.add_evaluation, add_overwrite)
+    add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
+    add(predict, "results -m model", add_results, add_model, add_overwrite)
+    add(heatmap, "results -m model", add_results, add_model, add_overwrite)
+    to_run = add_slides, add_model, add_output, add_network, add_no_pixels, add_workers
+    add(run, "slides/ -m model -o results", *to_run)
+    add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)
+    foreign = add_foreign, add_resolution, add_method, add_output
+    add(import_, "trident-files --slides slides/ -o results", *foreign)
+    command = add(verify, "results --full", add_results)
     command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
     command.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")
     command = add(doctor, "results")
@@ -411,29 +425,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(demo, "-o demo-out")
     command.add_argument("-o", "--out", type=Path, default=Path("demo-out"), help="default %(default)s")
     command.add_argument("--slide", type=Path, nargs="+", help="real slides to run the demo's model on")
-    return parser
-
-
-Options = Callable[[argparse.ArgumentParser], None]
-
-
-def _general(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="results as JSON lines")
-    parser.add_argument("--quiet", action="store_true", help="only what failed, no progress")
-    parser.add_argument("--debug", action="store_true", help="tracebacks, and all that the libraries say")
-
-
-def _results(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder that was given to -o")
-
-
-def _overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace results made with other settings")
-
-
-def _output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
-    _overwrite(parser)
+    return commands.parser
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.arguments import given
+from wsi.arguments import add_resolution
 from wsi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def add_network(parser: ArgumentParser) -> None:
     )
 
 
-def add_context(parser: ArgumentParser) -> None:
-    """What is encoded besides the tiles, and where it is read."""
+def add_encoding(parser: ArgumentParser) -> None:
+    """`add_network`, what is encoded besides the tiles, and where it is read."""
+    add_network(parser)
+    add_resolution(parser)
     parser.add_argument(
         "--slides", type=Path, nargs="+", help="slide files or folders: for tiles without pixels"
     )
@@ -114,7 +117,7 @@ def add_model(parser: ArgumentParser) -> None:
 def add_training(parser: ArgumentParser) -> None:
     """What is learnt, and how: all that a `StudyRecipe` holds."""
     parser.add_argument(
-        "--labels", type=Path, required=True, help="CSV: slide_id,label[,patient][,split][,fold]"
+        "--labels", type=Path, required=True, help="CSV: slide_id,label[,patient][,site][,split][,fold]"
     )
     parser.add_argument(
         "--features",
@@ -208,7 +211,7 @@ def study_recipe(arguments: Namespace) -> StudyRecipe:
     loss = Focal(**given(arguments, "gamma")) if arguments.loss == "focal" else CrossEntropy()
     training = TrainingRecipe(
         **given(arguments, *_OF_TRAINING),
-        settings=_settings(arguments.settings or ()),
+        settings=settings_of(arguments.settings or ()),
         loss=loss,
         balance_classes=not arguments.no_class_weights,
     )
@@ -255,7 +258,8 @@ def memory_bytes(arguments: Namespace) -> int:
     return int(arguments.memory * 2**30)
 
 
-def _settings(texts: Sequence[str]) -> dict[str, int | float]:
+def settings_of(texts: Sequence[str]) -> dict[str, int | float]:
+    """A head's settings, from ``NAME=NUMBER``."""
     pairs = [_setting(text) for text in texts]
     settings = dict(pairs)
     if len(settings) < len(pairs):

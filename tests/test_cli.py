@@ -15,6 +15,9 @@ import pytest
 import tifffile
 
 import cli
+from mil.fewshot.adapting import AdaptRecipe
+from mil.fewshot.evaluating import FewshotSettings
+from mil.fewshot.recipe import MetaRecipe
 from mil.training import TrainingRecipe
 from tiling.arguments import cut_recipe
 from tiling.grid import TileSpec
@@ -24,10 +27,14 @@ from wsi.synthetic import write_slide
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    parser = cli.build_parser()
-    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(action.choices)
+def commands(parser: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    """By name; of a family such as ``fewshot`` its members, by both words."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in (parser or cli.build_parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, one in action.choices.items():
+                found |= {f"{name} {word}": member for word, member in commands(one).items()} or {name: one}
+    return found
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -49,7 +56,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_are_those_that_were_promised() -> None:
     assert set(commands()) == {
         "info", "tissue", "tile", "encode", "train", "evaluate", "predict", "heatmap", "run", "verify",
-        "doctor", "demo", "export", "import",
+        "doctor", "demo", "export", "import", "fewshot train", "fewshot evaluate", "adapt",
     }  # fmt: skip
 
 
@@ -65,7 +72,7 @@ def test_every_command_has_help_an_example_and_every_option_a_word(name: str) ->
 @pytest.mark.parametrize("name", commands())
 def test_every_example_can_be_parsed(name: str) -> None:
     example = (commands()[name].epilog or "").split("microtome ", 1)[1]
-    assert cli.build_parser().parse_args(example.split()).command.__name__.rstrip("_") == name
+    assert cli.build_parser().parse_args(example.split()).command.__name__.rstrip("_").replace("_", " ") == name
 
 
 @pytest.mark.parametrize(
@@ -78,6 +85,18 @@ def test_every_example_can_be_parsed(name: str) -> None:
         ("train", "--epochs", TrainingRecipe().epochs),
         ("train", "--seed", TrainingRecipe().seed),
         ("train", "--head", TrainingRecipe().head),
+        ("fewshot train", "--ways", MetaRecipe().ways),
+        ("fewshot train", "--shots", " ".join(map(str, MetaRecipe().shots))),
+        ("fewshot train", "--queries", MetaRecipe().queries),
+        ("fewshot train", "--inner-steps", MetaRecipe().inner_steps),
+        ("fewshot train", "--inner-rate", MetaRecipe().inner_rate),
+        ("fewshot train", "--iterations", MetaRecipe().iterations),
+        ("fewshot train", "--tasks-per-step", MetaRecipe().tasks_per_step),
+        ("fewshot train", "--outer-rate", MetaRecipe().outer_rate),
+        ("fewshot train", "--alignment", MetaRecipe().alignment),
+        ("fewshot train", "--patience", MetaRecipe().patience),
+        ("fewshot evaluate", "--episodes", FewshotSettings().episodes),
+        ("adapt", "--most", AdaptRecipe().most),
     ],
 )
 def test_help_states_the_library_s_own_default(command: str, option: str, default: object) -> None:

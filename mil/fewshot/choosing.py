@@ -163,6 +163,16 @@ def choose(
     return Choice(picked, tuple(candidates), tuple(left_out), folds, why)
 
 
+def facts(choice: Choice) -> dict[str, str]:
+    """What a user is told: what was picked and why, and what each candidate would have been worth."""
+    told = {"picked": choice.picked.method.name, "why": choice.why}
+    for one in choice.candidates:
+        told[f"  {one.method.name}"] = (
+            f"balanced accuracy {one.balanced_accuracy:.3f}, log loss {one.log_loss:.3f}"
+        )
+    return told | {f"  {name}": f"left out: {reason}" for name, reason in choice.left_out}
+
+
 def _try(method: Method, support: Support, labels: NDArray[np.int64], folds: Folds) -> Candidate:
     logits = np.empty((len(labels), support.classes))
     for learnt, judged in folds:

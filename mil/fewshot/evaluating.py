@@ -27,8 +27,8 @@ EPISODES = 600
 WORST_LOSS = 100.0
 """The log loss of a bag is this at most, and of one whose logits are not finite: it counts as wrong."""
 _TASKS_AT_ONCE = 25  # of bags of one tile; tasks of slides are judged one by one, for they may be large
-Progress = Callable[[int, int, int], None]
-"""Called with the number of shots, tasks of it that are judged, and tasks of it in all."""
+Progress = Callable[[int, int], None]
+"""Called with the tasks that are judged, over all numbers of shots, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +241,7 @@ def _judge_all(
         right += np.stack([np.bincount(tasks.patients[found], minlength=patients) for found in rights])
         done += len(tasks.supports)
         if report:
-            report(sampler.shape.shots, done, settings.episodes)
+            before = settings.shots.index(sampler.shape.shots) * settings.episodes
+            report(before + done, len(settings.shots) * settings.episodes)
     joined = (np.concatenate(values, axis=1) for values in (accuracy, log_loss, diverged))
     return *joined, asked, right

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mil.fewshot.learners import LastLayer
+from mil.heads import HEADS
 from mil.metalearning import RATE, STEPS, Inner, Parameters, Slopes, Tasks, fomaml, maml, reptile
 from mil.training.fitting import MAX_SEED
 from wsi.errors import UsageError
@@ -102,6 +103,8 @@ class MetaRecipe:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.kinds if name not in KINDS]:
             raise UsageError(f"there is no learner {unknown[0]!r}", action=f"Use some of {', '.join(KINDS)}")
+        if self.head not in HEADS:
+            raise UsageError(f"there is no head {self.head!r}", action=f"Use one of {', '.join(HEADS)}")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise _refused("learners are not named, or one of them twice")
         least = {"ways": 2, "queries": 1, "iterations": 1, "tasks_per_step": 1, "inner_steps": 1}

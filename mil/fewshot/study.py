@@ -8,8 +8,9 @@ those that it lacks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from mil.features import FeatureRecipe
 from mil.fewshot.meta import CARD_FILE, Meta, curves_to_csv, keep_learner, load_learner, write_statistics
 from mil.fewshot.pool import Pool
 from mil.fewshot.recipe import KINDS, MetaRecipe
-from mil.fewshot.training import LookReport, MetaTraining, TrainedLearner
+from mil.fewshot.training import Look, MetaTraining, TrainedLearner
 from mil.training.records import environment_to_json
 from tiling.commit import Draft, alone, begin, canonical
 from wsi.durable import write_file
 from wsi.errors import RecipeError, UsageError
 
+Progress = Callable[[int, int], None]
 _LEAST_CLASSES = 6  # of which a third can be kept for validation, and tasks of four be learnt from
 
 
@@ -104,7 +106,7 @@ def train_meta(
     recipe: MetaRecipe,
     inputs: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
-    report: LookReport | None = None,
+    report: Progress | None = None,
 ) -> Meta:
     """Train all learners of a recipe, and publish them as a folder.
 
@@ -121,7 +123,7 @@ def train_meta(
     device
         Where to train; by default the CPU.
     report
-        Called after each look at the validation tasks.
+        Called after each look at the validation tasks with the steps that are done, of how many at most.
 
     Raises
     ------
@@ -149,9 +151,8 @@ def train_meta(
     with alone(folder, work=work):
         draft = begin(folder, decides, work=work)
         learners = [
-            _learner(draft, name, training, recipe, sides.base.dim, report)
-            for name in KINDS
-            if name in recipe.kinds
+            _learner(draft, name, training, recipe, partial(_told, report, number, recipe))
+            for number, name in enumerate(name for name in KINDS if name in recipe.kinds)
         ]
         return _publish(draft, learners, sides, features=features, recipe=recipe)
 
@@ -161,15 +162,30 @@ def _learner(
     name: str,
     training: MetaTraining,
     recipe: MetaRecipe,
-    dim: int,
-    report: LookReport | None,
+    report: Callable[[Look], None],
 ) -> TrainedLearner:
     """A learner as the draft has it, or trained and kept there."""
     if name in draft.parts:
-        return load_learner(draft.folder, name, recipe=recipe, dim=dim)
+        return load_learner(draft.folder, name, recipe=recipe, dim=training.base.dim)
     learner = training.train(KINDS[name], report=report)
     keep_learner(draft, learner)
     return learner
+
+
+def _told(report: Progress | None, number: int, recipe: MetaRecipe, look: Look) -> None:
+    if report:
+        report(number * recipe.iterations + look.step, len(recipe.kinds) * recipe.iterations)
+
+
+def headline(meta: Meta) -> dict[str, Any]:
+    """What a user is told of it."""
+    told: dict[str, Any] = {
+        "judges": meta.judges.value,
+        "base classes": ", ".join(meta.base_classes),
+        "validation": ", ".join(meta.validation_classes) or "other patients of the base classes",
+    }
+    accuracies = meta.training["validation_accuracy"].items()
+    return told | {f"validation accuracy: {name}": round(value, 4) for name, value in accuracies}
 
 
 def _publish(

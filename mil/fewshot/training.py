@@ -30,9 +30,9 @@ from mil.fewshot.learners import LastLayer
 from mil.fewshot.methods import Stepping, Support, plain
 from mil.fewshot.pool import Pool
 from mil.fewshot.recipe import Kind, MetaRecipe
-from mil.heads import Head, build_head
+from mil.heads import HEADS, Head, build_head
 from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of, reptile
-from wsi.errors import MicrotomeError
+from wsi.errors import MicrotomeError, UsageError
 
 STATISTICS = "standardised"
 """The adaptor in front of every learner: its buffers are the base features' mean and deviation."""
@@ -59,8 +59,8 @@ class Look:
     """Whether it is better than all before."""
 
 
-LookReport = Callable[[str, Look], None]
-"""Called with a learner's name after each look."""
+LookReport = Callable[[Look], None]
+"""Called after each look."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -100,6 +100,7 @@ class MetaTraining:
     ) -> None:
         self.base, self.validation, self.recipe = base, validation, recipe
         self.device = device or torch.device("cpu")
+        self._refuse_kinds()
         self._samplers = [self._sampler(base, shots) for shots in recipe.shots]
         self._looked_at = [self._sampler(validation, shots) for shots in recipe.shots]
         self._statistics = [torch.from_numpy(values) for values in base.statistics()]
@@ -108,6 +109,24 @@ class MetaTraining:
         ways = min(self.recipe.ways, len(pool.classes))
         shape = Shape(ways=ways, shots=shots, queries=self.recipe.queries)
         return EpisodeSampler(pool, shape, within_site=self.recipe.within_site)
+
+    def _refuse_kinds(self) -> None:
+        """Heads without embeddings have the last layer, and so the number of classes, that they learnt."""
+        ways, others = (min(self.recipe.ways, len(pool.classes)) for pool in (self.base, self.validation))
+        if HEADS[self.recipe.head].embeds:
+            return
+        named = [name for name in ("pretrained", "proto_maml") if name in self.recipe.kinds]
+        if named or ways != others:
+            what = (
+                f"{named[0]} cannot be had"
+                if named
+                else f"tasks of {ways} and of {others} classes cannot be had"
+            )
+            raise UsageError(
+                f"{what} with head {self.recipe.head!r}, whose last layer sees no embedding of a bag",
+                action="Use a head such as mean or gated_abmil, or "
+                + ("leave that learner out with --learners" if named else f"give --ways {min(ways, others)}"),
+            )
 
     def train(self, kind: Kind, *, report: LookReport | None = None) -> TrainedLearner:
         """Train one learner; the same recipe and pools give the same weights, whatever was trained before.
@@ -130,7 +149,7 @@ class MetaTraining:
                 if accuracy > best:
                     best, kept = accuracy, _copy(now)
                 if report:
-                    report(kind.name, looks[-1])
+                    report(looks[-1])
                 if step - next(one.step for one in reversed(looks) if one.best) >= self._patience():
                     break
             steps = [(times * self.recipe.inner_steps, None) for times in _STEPS_TRIED]
