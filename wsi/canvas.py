@@ -7,7 +7,7 @@ that its centre lies in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -22,6 +22,9 @@ from wsi.tissues.patch import Crowd, Patch
 
 _RIM = 3  # mask pixels painted around a territory: what its ragged border may reach
 _HALF = MASK_SCALE // 2
+_VARIED = (0.13, 0.12, 0.2, 0.1)
+"""Deviation, between territories of one tissue, of the logarithm of their structures' size, their eosin, and
+the haematoxylin of their cytoplasm and of their nuclei."""
 
 
 def paint_mosaic(rng: np.random.Generator, mosaic: Mosaic, site: Site, *, nuclear: float = 1.0) -> Bytes:
@@ -38,9 +41,17 @@ def paint_mosaic(rng: np.random.Generator, mosaic: Mosaic, site: Site, *, nuclea
     for number, ((name, mask), own) in enumerate(zip(territories, lots, strict=True), 1):
         canvas.lay(own, number, name, mask=mask, extended=owner == number, nuclear=nuclear)
     eosin, haematoxylin = canvas.layers(streams[1])
-    haematoxylin = np.asarray(cv2.add(haematoxylin, canvas.nuclei(streams[2], nuclear)), np.uint8)
+    haematoxylin = np.asarray(cv2.add(haematoxylin, canvas.nuclei(streams[2])), np.uint8)
     seen = slice(0, height), slice(0, width)
     return scan(streams[3], site, haematoxylin=haematoxylin[seen], eosin=eosin[seen], mpp=mosaic.mpp)
+
+
+def paint_tissue(
+    rng: np.random.Generator, name: str, site: Site, *, size: tuple[int, int], mpp: float = 0.5
+) -> Bytes:
+    """(height, width, 3) RGB of nothing but one of `TISSUES`."""
+    shape = (-(-size[1] // MASK_SCALE), -(-size[0] // MASK_SCALE))
+    return paint_mosaic(rng, Mosaic(size, mpp, (name,), np.ones(shape, np.uint8)), site)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +61,10 @@ class _Standing:
     crowd: Crowd
     corner: Points
     territory: int
+    mpp: float
+    """Microns per level-0 pixel that these nuclei are drawn at."""
+    dark: float
+    """How much haematoxylin they take up, relative to others of their kind."""
 
 
 class _Canvas:
@@ -83,19 +98,21 @@ class _Canvas:
         right = min(window[1].stop * _HALF, self.half[0])
         place = slice(top * _HALF, bottom), slice(left * _HALF, right)
         size = (right - left * _HALF, bottom - top * _HALF)
-        patch = Patch((size[0] * 2, size[1] * 2), self.mosaic.mpp)
-        streams = rng.spawn(2)
+        streams = rng.spawn(3)
+        size_of, pink, blue, dark = np.exp(streams[2].normal(0, _VARIED)).tolist()
+        patch = Patch((size[0] * 2, size[1] * 2), self.mosaic.mpp / size_of)
         edge = enlarge(extended[window], size) + 0.2 * fractal(streams[0], patch.shape, 30 * patch.px)
         weight = np.clip((edge - 0.5) * 5 + 0.5, 1e-3, 1).astype(np.float32)
         painting = TISSUES[name].paint(streams[1], patch)
-        self.eosin[place] += painting.eosin * weight
-        self.haematoxylin[place] += painting.haematoxylin * weight
+        self.eosin[place] += painting.eosin * weight * pink
+        self.haematoxylin[place] += painting.haematoxylin * weight * blue
         self.weight[place] += weight
         stronger = weight > self.strongest[place]
         self.strongest[place][stronger] = weight[stronger]
         self.owner[place][stronger] = number
         corner = np.array([left, top], np.float64) * MASK_SCALE
-        self.waiting += [_Standing(crowd, corner, number) for crowd in painting.crowds]
+        own = patch.mpp / nuclear
+        self.waiting += [_Standing(crowd, corner, number, own, dark) for crowd in painting.crowds]
 
     def layers(self, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
         """Eosin and haematoxylin at full resolution, clear where there is no tissue."""
@@ -110,7 +127,7 @@ class _Canvas:
         soft = cv2.GaussianBlur(np.clip(layer, 0, 255).astype(np.uint8), (0, 0), blur)
         return np.asarray(cv2.resize(soft, (self.half[0] * 2, self.half[1] * 2)), np.uint8)
 
-    def nuclei(self, rng: np.random.Generator, nuclear: float) -> Bytes:
+    def nuclei(self, rng: np.random.Generator) -> Bytes:
         """The haematoxylin of all nuclei, at full resolution."""
         mpp, shape = self.mosaic.mpp, (self.half[1] * 2, self.half[0] * 2)
         layer = np.zeros(shape, np.uint8)
@@ -123,7 +140,8 @@ class _Canvas:
             chosen = standing.crowd.spots[shown] + standing.corner
             everyone = np.ones(len(chosen), np.bool_)
             turns = standing.crowd.turns[shown]
-            draw_nuclei(own, layer, standing.crowd.kind, chosen, turns, shown=everyone, mpp=mpp / nuclear)
+            kind = replace(standing.crowd.kind, dark=standing.crowd.kind.dark * standing.dark)
+            draw_nuclei(own, layer, kind, chosen, turns, shown=everyone, mpp=standing.mpp)
         chromatin = 1 + 0.22 * noise(rng, shape, (1.3 / mpp, 1.3 / mpp))
         textured = np.clip(layer * chromatin, 0, 255).astype(np.uint8)
         return np.asarray(cv2.GaussianBlur(textured, (0, 0), 0.35 / mpp), np.uint8)

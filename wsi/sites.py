@@ -55,15 +55,15 @@ def draw_site(rng: np.random.Generator) -> Site:
     return Site(
         stains=Stains(
             glass=np.clip(rng.uniform(230, 246) + rng.normal(0, 2.5, 3), 224, 250),
-            haematoxylin=_tinted(HAEMATOXYLIN, rng.normal(0, 0.085, 3)) * rng.uniform(0.8, 1.9),
-            eosin=_tinted(EOSIN, rng.normal(0, 0.085, 3)) * rng.uniform(0.5, 1.5),
+            haematoxylin=_tinted(HAEMATOXYLIN, rng.normal(0, 0.1, 3)) * math.exp(rng.uniform(-0.4, 0.75)),
+            eosin=_tinted(EOSIN, rng.normal(0, 0.1, 3)) * math.exp(rng.uniform(-0.8, 0.5)),
         ),
-        saturation=rng.uniform(0.7, 1.3),
-        gamma=rng.uniform(0.75, 1.25),
+        saturation=rng.uniform(0.6, 1.35),
+        gamma=math.exp(rng.uniform(-0.35, 0.35)),
         black=rng.uniform(0, 0.1),
-        blur_um=rng.uniform(0.1, 0.5),
-        noise=rng.uniform(0.8, 3),
-        quality=int(rng.integers(62, 89)),
+        blur_um=rng.uniform(0.1, 1.1),
+        noise=rng.uniform(0.8, 4.5),
+        quality=int(rng.integers(50, 89)),
     )
 
 

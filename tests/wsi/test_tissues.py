@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsi.canvas import paint_mosaic
+from wsi.canvas import paint_mosaic, paint_tissue
 from wsi.mosaic import Mosaic
 from wsi.sites import Site, draw_site, scan, vary_site
 from wsi.specimen import EOSIN, HAEMATOXYLIN, Stains
@@ -18,7 +18,7 @@ from wsi.tissues import TISSUES
 from wsi.tissues.patch import Patch
 from wsi.tissues.weave import divide, weave
 
-PX = 512
+PX = 400
 PLAIN = Site(
     Stains(np.full(3, 243.0), np.array(HAEMATOXYLIN) * 1.3, np.array(EOSIN)),
     saturation=1,
@@ -30,16 +30,16 @@ PLAIN = Site(
 )
 
 
-def painted(name: str, seed: int, site: Site = PLAIN, *, mpp: float = 0.5) -> Bytes:
-    whole = Mosaic((PX, PX), mpp, (name,), np.ones((PX // 16, PX // 16), np.uint8))
-    return paint_mosaic(np.random.default_rng(seed), whole, site)
+def painted(name: str, seed: int, site: Site = PLAIN) -> Bytes:
+    return paint_tissue(np.random.default_rng(seed), name, site, size=(PX, PX))
 
 
 def described(image: Bytes, site: Site = PLAIN) -> np.ndarray:
     """(7,): the amounts of both stains and their spread, edges, nuclei, and how far edges lie one way."""
-    density = -np.log(np.clip(image, 1, None).astype(np.float32) / site.stains.glass).reshape(-1, 3)
-    vectors = np.stack([site.stains.haematoxylin, site.stains.eosin], axis=-1)
-    blue, pink = (np.linalg.pinv(vectors) @ density.T).reshape(2, *image.shape[:2]).astype(np.float32)
+    density = -np.log(np.clip(np.arange(256), 1, None)[:, None] / site.stains.glass)  # of each grey level
+    unmix = np.linalg.pinv(np.stack([site.stains.haematoxylin, site.stains.eosin], axis=-1))
+    shares = (unmix[:, None] * density).astype(np.float32)  # (2, 256, 3)
+    blue, pink = (sum(share[image[..., c], c] for c in range(3)) for share in shares)
     smooth = cv2.GaussianBlur(blue + pink, (0, 0), 1.5)
     across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
     steep = np.hypot(across, down)
@@ -56,16 +56,44 @@ def descriptions() -> dict[str, np.ndarray]:
     return {name: np.stack([described(painted(name, seed)) for seed in range(3)]) for name in TISSUES}
 
 
+def named(centres: np.ndarray, patches: np.ndarray, scale: np.ndarray) -> float:
+    """The share of patches (tissues, d) that are nearer to their own tissue's centre than to any other."""
+    distances = np.linalg.norm((patches[:, None] - centres[None]) / scale, axis=-1)
+    return float((distances.argmin(axis=1) == np.arange(len(patches))).mean())
+
+
+def recognised(values: np.ndarray) -> float:
+    """The same for (tissues, patches, d), each patch against the others."""
+    scale = values.std(axis=(0, 1))
+    return float(
+        np.mean(
+            [
+                named(np.delete(values, place, axis=1).mean(axis=1), values[:, place], scale)
+                for place in range(values.shape[1])
+            ]
+        )
+    )
+
+
 def test_a_tissue_is_nearer_to_itself_than_to_any_other(descriptions: dict[str, np.ndarray]) -> None:
-    """Seven plain figures, each brought to one scale, name three patches of four."""
-    values = np.stack(list(descriptions.values()))  # (tissues, patches, 7)
-    values = (values - values.mean(axis=(0, 1))) / values.std(axis=(0, 1))
-    right = []
-    for left_out in range(values.shape[1]):
-        centres = np.delete(values, left_out, axis=1).mean(axis=1)
-        distances = np.linalg.norm(values[:, left_out, None] - centres[None], axis=-1)
-        right.append(distances.argmin(axis=1) == np.arange(len(values)))
-    assert np.mean(right) > 0.75  # of 16 tissues; chance is 0.06
+    """Seven plain figures name two patches of three at least; chance is one of 22."""
+    assert recognised(np.stack(list(descriptions.values()))) > 0.66
+
+
+def test_colour_alone_tells_less_than_texture(descriptions: dict[str, np.ndarray]) -> None:
+    values = np.stack(list(descriptions.values()))
+    assert recognised(values[..., :2]) < recognised(values) - 0.1
+
+
+def test_under_the_conditions_of_another_site_less_is_recognised(descriptions: dict[str, np.ndarray]) -> None:
+    values = np.stack(list(descriptions.values()))
+    scale, centres = values.std(axis=(0, 1)), values[:, 1:].mean(axis=1)
+    abroad = []
+    for seed in (1, 2):
+        site = draw_site(np.random.default_rng(seed))
+        shown = np.stack([described(painted(name, 0, site)) for name in TISSUES])
+        abroad.append(named(centres, shown, scale))
+    assert np.mean(abroad) < named(centres, values[:, 0], scale) - 0.2
 
 
 def test_tissues_hold_what_they_are_named_for(descriptions: dict[str, np.ndarray]) -> None:
@@ -73,19 +101,17 @@ def test_tissues_hold_what_they_are_named_for(descriptions: dict[str, np.ndarray
         np.stack([descriptions[name].mean(axis=0) for name in TISSUES]), -1, 0
     )
     of = {name: place for place, name in enumerate(TISSUES)}
-    assert blue.argmax() in (of["lymphoid"], of["tumour"])
-    assert {list(TISSUES)[place] for place in np.argsort(pink)[:3]} <= {"adipose", "mucin", "cartilage"}
+    assert {list(TISSUES)[place] for place in np.argsort(blue)[-3:]} <= {"lymphoid", "lymphoma", "tumour"}
+    assert {list(TISSUES)[place] for place in np.argsort(pink)[:3]} <= {
+        "adipose",
+        "mucin",
+        "cartilage",
+        "oedema",
+    }
     assert pink[of["muscle"]] > pink[of["stroma"]] > pink[of["nerve"]] > pink[of["adipose"]]
     assert nuclei[of["lymphoid"]] > nuclei[of["stroma"]] > nuclei[of["blood"]]
     assert one_way[of["muscle"]] > 0.5 > one_way[of["liver"]]
     assert one_way[of["muscle"]] > one_way[of["nerve"]] > one_way[of["lymphoid"]]
-
-
-def test_colour_alone_does_not_tell_all_apart(descriptions: dict[str, np.ndarray]) -> None:
-    """Between the hard pairs, the mean stains differ by less than a change of laboratory shifts them."""
-    for one, other in [("stroma", "inflammation"), ("squamous", "liver"), ("lymphoid", "tumour")]:
-        apart = np.abs(descriptions[one][:, :2].mean(axis=0) - descriptions[other][:, :2].mean(axis=0))
-        assert apart.max() < 0.25, (one, other)
 
 
 @pytest.mark.parametrize("name", TISSUES)

@@ -20,12 +20,15 @@ from wsi.tissues.patch import (
     circles,
     collagen,
     everywhere,
+    kept_of,
     nucleoli,
     soft,
 )
 from wsi.tissues.weave import weave
 
 _BLAST = Nucleus(length=9, width=8, spacing=9.8, turned=3, varied=0.15, lobed=0.05, dark=0.55)
+_ALIKE = Nucleus(length=8.6, width=7.8, spacing=9.2, turned=3, varied=0.09, lobed=0.05, dark=0.66)
+_PLUMP = Nucleus(length=15, width=5, spacing=11, turned=0.22, varied=0.24, lobed=0.06, dark=0.72)
 _PLASMA = Nucleus(length=6.4, width=5.8, spacing=12, turned=3, varied=0.08, lobed=0.03, dark=0.85)
 _TUMOUR = Nucleus(length=11.5, width=9, spacing=12.5, turned=3, varied=0.26, lobed=0.11, dark=0.75)
 _DRIFTING = Nucleus(length=8.5, width=7, spacing=9, turned=3, varied=0.2, lobed=0.06, dark=0.7)
@@ -74,6 +77,45 @@ def inflammation(rng: np.random.Generator, patch: Patch) -> Painting:
     eosin = np.maximum((48 + 17 * strands + 7 * patch.noise(rng, 30)) * cleft, 44 * body)
     lymphocytes = among(rng, patch, LYMPHOCYTE, crowded, 0.9)
     return Painting(eosin, 6 + 26 * body, (along(rng, patch, SPINDLE, fibres), plasma, lymphocytes))
+
+
+def lymphoma(rng: np.random.Generator, patch: Patch) -> Painting:
+    """Sheets of blasts, all alike: larger and paler than lymphocytes, rounder and closer than a carcinoma."""
+    eosin = 32 + 7 * patch.noise(rng, 8)
+    blue = 22 + 5 * patch.noise(rng, 5)
+    blasts = everywhere(rng, patch, _ALIKE)
+    few = among(rng, patch, LYMPHOCYTE, patch.fractal(rng, 60), 1.2)
+    return Painting(eosin, blue, (blasts, few, nucleoli(rng, patch, blasts, 0.3)))
+
+
+def sarcoma(rng: np.random.Generator, patch: Patch) -> Painting:
+    """Crossing bundles of crowded, plump, dark spindle cells with little between them."""
+    px = patch.px
+    fibres = weave(rng, patch.shape, bend=34 * px, over=90 * px)
+    strands = fibres.strands(rng, width=5 * px, length=80 * px)
+    fibrils = fibres.strands(rng, width=1.6 * px, length=40 * px)
+    eosin = 62 + 13 * strands + 8 * fibrils
+    return Painting(eosin, 17 + 4 * strands, (along(rng, patch, _PLUMP, fibres),))
+
+
+def granulation(rng: np.random.Generator, patch: Patch) -> Painting:
+    """Young scar: loose stroma full of capillaries with red cells, and of scattered inflammatory cells."""
+    px = patch.px
+    fibres, strands = collagen(rng, patch, wave=38)
+    vessels = cells_of(rng, patch, 46)
+    radius = (rng.uniform(5, 12, len(vessels.centres)) * px).astype(np.float32)[vessels.owner]
+    depth = radius - vessels.outward * (1 + 0.2 * patch.noise(rng, 20))
+    inside, wall = soft(depth, 0.8 / px), soft(2.2 * px - np.abs(depth), 0.8 / px)
+    red = soft(patch.noise(rng, 4.5) + 0.1, 3)
+    cleft = np.clip(2.4 * (1.0 + strands), 0.15, 1)
+    eosin = (46 + 16 * strands) * cleft * (1 - inside) + (8 + 105 * red) * inside
+    eosin = np.maximum(eosin, 70 * wall)
+    loose = scatter(rng, patch.size, LYMPHOCYTE.spacing * 1.7 / patch.mpp)
+    free = loose[patch.at(depth, loose) < -2 * px]
+    lining = among(rng, patch, replace(SPINDLE, length=9, spacing=9, turned=3), wall, 0.8)
+    spindles = along(rng, patch, SPINDLE, fibres)
+    spindles = kept_of(spindles, patch.at(depth, spindles.spots) < -2 * px)
+    return Painting(eosin, 8 * cleft, (spindles, lining, everywhere(rng, patch, LYMPHOCYTE, spots=free)))
 
 
 def tumour(rng: np.random.Generator, patch: Patch) -> Painting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -35,6 +36,28 @@ def stroma(rng: np.random.Generator, patch: Patch) -> Painting:
     eosin = 74 + 12 * patch.fractal(rng, 90) + 24 * strands + 5 * patch.noise(rng, 1)
     cleft = np.clip(3.5 * (1.2 + strands), 0.08, 1)
     return Painting(eosin * cleft, 7 * cleft, (along(rng, patch, SPINDLE, fibres),))
+
+
+def fibrosis(rng: np.random.Generator, patch: Patch) -> Painting:
+    """Scar: dense, glassy, slightly wavy collagen with hardly a cleft, and very few thin nuclei."""
+    px = patch.px
+    fibres, strands = collagen(rng, patch, wave=26)
+    glassy = fibres.strands(rng, width=22 * px, length=160 * px)
+    cleft = 1 - 0.7 * soft(-1.35 - strands, 5)
+    thin = replace(SPINDLE, width=2.6, spacing=31)
+    eosin = 92 + 9 * strands + 11 * glassy
+    return Painting(eosin * cleft, 7 * cleft, (along(rng, patch, thin, fibres),))
+
+
+def oedema(rng: np.random.Generator, patch: Patch) -> Painting:
+    """Stroma pushed apart by fluid: pale, with fine strands that part and meet, and stellate cells."""
+    px = patch.px
+    fibres, strands = collagen(rng, patch, wave=55)
+    fine = fibres.strands(rng, width=2.2 * px, length=30 * px)
+    fluid = patch.fractal(rng, 60)
+    eosin = 17 + 26 * soft(strands + 0.5 * fine - 0.5, 1.2) + 8 * fluid
+    blue = 9 + 4 * patch.fractal(rng, 35) + 3 * fine
+    return Painting(eosin, blue, (along(rng, patch, replace(SPINDLE, turned=0.7, spacing=24), fibres),))
 
 
 def muscle(rng: np.random.Generator, patch: Patch) -> Painting:

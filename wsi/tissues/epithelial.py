@@ -22,10 +22,10 @@ from wsi.tissues.patch import (
     soft,
     with_twins,
 )
-from wsi.tissues.weave import Cells
 
 _CARCINOMA = Nucleus(length=11, width=6, spacing=7.6, turned=0.3, varied=0.22, lobed=0.09, dark=0.75)
 _EPITHELIUM = Nucleus(length=8.5, width=5.2, spacing=6.4, turned=0.15, varied=0.12, lobed=0.04, dark=0.66)
+_LONG = Nucleus(length=11, width=4.8, spacing=4.9, turned=0.2, varied=0.15, lobed=0.05, dark=0.74)
 _CUBOID = Nucleus(length=6.2, width=5.6, spacing=7.2, turned=3, varied=0.1, lobed=0.03, dark=0.66)
 _SQUAMOUS = Nucleus(length=7.2, width=6.2, spacing=16, turned=3, varied=0.15, lobed=0.05, dark=0.58)
 _BASAL = Nucleus(length=7.5, width=5, spacing=8.5, turned=3, varied=0.12, lobed=0.04, dark=0.75)
@@ -54,11 +54,29 @@ def adenocarcinoma(rng: np.random.Generator, patch: Patch) -> Painting:
 
 def glands(rng: np.random.Generator, patch: Patch) -> Painting:
     """Round glands apart from one another: one row of basal nuclei, tall pale cells, a small lumen."""
+    return _glands(rng, patch, spacing=96, radii=(28, 43), folded=0.13, kind=_EPITHELIUM)
+
+
+def adenoma(rng: np.random.Generator, patch: Patch) -> Painting:
+    """Glands too many and too close, uneven and folded, with longer, darker, crowded nuclei."""
+    return _glands(rng, patch, spacing=82, radii=(34, 50), folded=0.3, kind=_LONG)
+
+
+def _glands(
+    rng: np.random.Generator,
+    patch: Patch,
+    *,
+    spacing: float,
+    radii: tuple[float, float],
+    folded: float,
+    kind: Nucleus,
+) -> Painting:
+    """Glands in stroma; lengths in microns, `folded` is how far their outline strays from a circle."""
     px = patch.px
     fibres, strands = collagen(rng, patch)
-    cells = cells_of(rng, patch, 96)
-    radius = (rng.uniform(28, 43, len(cells.centres)) * px).astype(np.float32)
-    lopsided = 1 + 0.13 * patch.noise(rng, 45)
+    cells = cells_of(rng, patch, spacing)
+    radius = (rng.uniform(*radii, len(cells.centres)) * px).astype(np.float32)
+    lopsided = 1 + folded * patch.noise(rng, 45)
     depth = np.minimum(radius[cells.owner] - cells.outward * lopsided, cells.inward - 4 * px)
     inside = soft(depth, 0.7 / px)
     open_ = soft(depth - 21 * px, 0.5 / px)
@@ -67,7 +85,7 @@ def glands(rng: np.random.Generator, patch: Patch) -> Painting:
     epithelium = 58 - 34 * frothy + 5 * patch.noise(rng, 2.5)
     eosin = (stroma * (1 - inside) + epithelium * inside) * (1 - 0.95 * open_)
     blue = (7 + (9 + 4 * frothy) * inside) * (1 - 0.9 * open_)
-    row = _row(rng, patch, _EPITHELIUM, cells, depth, at=4.5)
+    row = _row(rng, patch, kind, depth, at=kind.length / 2 + 0.3)
     loose = along(rng, patch, SPINDLE, fibres)
     return Painting(eosin, blue, (kept_of(loose, patch.at(depth, loose.spots) < -3 * px), row))
 
@@ -83,13 +101,11 @@ def follicles(rng: np.random.Generator, patch: Patch) -> Painting:
     eosin = 58 * (1 - lining) + (44 + 4 * patch.noise(rng, 3)) * lining * (1 - colloid)
     eosin = eosin + (strength + 3 * patch.fractal(rng, 60)) * scalloped * colloid
     blue = 7 + 9 * lining - 12 * colloid
-    row = _row(rng, patch, _CUBOID, cells, rounded, at=6.2)
+    row = _row(rng, patch, _CUBOID, rounded, at=6.2)
     return Painting(eosin, np.clip(blue, 1, None), (row,))
 
 
-def _row(
-    rng: np.random.Generator, patch: Patch, kind: Nucleus, cells: Cells, depth: Floats, *, at: float
-) -> Crowd:
+def _row(rng: np.random.Generator, patch: Patch, kind: Nucleus, depth: Floats, *, at: float) -> Crowd:
     """Nuclei side by side where the layer `depth` is `at` microns, their long axes pointing up it."""
     level = np.asarray(depth > at * patch.px, np.uint8)
     lines, _ = cv2.findContours(level, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
@@ -121,14 +137,14 @@ def squamous(rng: np.random.Generator, patch: Patch) -> Painting:
     cells = cells_of(rng, patch, 15.5)
     ripe = patch.fractal(rng, 190, 2)
     seam = soft(0.9 * px - cells.inward, 1.2 / px)
-    basal, horny = soft(-0.35 - ripe, 2.5), soft(ripe - 0.85, 5)
+    basal, horny = soft(-0.6 - ripe, 2.5), soft(ripe - 0.85, 5)
     layers = np.sin(ripe * 34 + 1.5 * patch.noise(rng, 25)).astype(np.float32)
     eosin = (74 + 14 * ripe + 5 * patch.noise(rng, 3)) * (1 - 0.5 * seam) - 18 * basal
     eosin = eosin * (1 - horny) + (118 + 24 * layers) * horny
     blue = (10 + 16 * basal) * (1 - horny) + 3 * horny
     spots = cells.centres * 2
     grown = everywhere(rng, patch, _SQUAMOUS, spots=spots[patch.at(horny, spots) < 0.4])
-    young = among(rng, patch, _BASAL, -ripe, 0.55)
+    young = among(rng, patch, _BASAL, -ripe, 0.8)
     return Painting(eosin, blue, (grown, young))
 
 

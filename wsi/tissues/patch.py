@@ -27,8 +27,6 @@ class Patch:
     """(width, height) in level-0 pixels, both even."""
     mpp: float
     """Microns per level-0 pixel."""
-    nuclear: float = 1.0
-    """How large nuclei are, relative to those of the average patient."""
 
     @property
     def px(self) -> float:
