@@ -72,7 +72,8 @@ def test_every_command_has_help_an_example_and_every_option_a_word(name: str) ->
 @pytest.mark.parametrize("name", commands())
 def test_every_example_can_be_parsed(name: str) -> None:
     example = (commands()[name].epilog or "").split("microtome ", 1)[1]
-    assert cli.build_parser().parse_args(example.split()).command.__name__.rstrip("_").replace("_", " ") == name
+    function = cli.build_parser().parse_args(example.split()).command.__name__
+    assert function.rstrip("_").replace("_", " ") == name
 
 
 @pytest.mark.parametrize(

@@ -82,14 +82,14 @@ def add_training(parser: ArgumentParser) -> None:
     inner.add_argument("--inner-rate", type=float, help="their rate, at first (default 0.01)")
     inner.add_argument("--learn-rates", action="store_true", help="learn a rate for each layer (Meta-SGD)")
     outer = parser.add_argument_group("outer loop")
-    outer.add_argument("--iterations", type=int, help="steps, at most (default 1500)")
+    outer.add_argument("--iterations", type=int, help="steps, at most (default 1000)")
     outer.add_argument("--tasks-per-step", type=int, help="tasks of a step (default 8)")
     outer.add_argument("--outer-rate", type=float, help="of Adam (default 0.001)")
     outer.add_argument(
         "--alignment", type=float, help="weight of drawing sites together by contrast (default 0.0)"
     )
-    outer.add_argument("--look-every", type=int, help="steps between looks at validation (default 50)")
-    outer.add_argument("--patience", type=int, help="looks without a better one, then stop (default 8)")
+    outer.add_argument("--look-every", type=int, help="steps between looks at validation (default 20)")
+    outer.add_argument("--patience", type=int, help="looks without a better one, then stop (default 10)")
     outer.add_argument("--seed", type=int, help="of weights and tasks (default 0)")
     _add_device(parser)
 

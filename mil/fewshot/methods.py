@@ -145,7 +145,11 @@ class Logistic:
 
     def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
         """See `Method.judge`."""
-        return _judge_each(self, supports, queries)
+        from threadpoolctl import threadpool_limits
+
+        # On a handful of vectors threads wait for one another ten times as long as they compute.
+        with threadpool_limits(limits=1, user_api="blas"):
+            return _judge_each(self, supports, queries)
 
 
 def fit_logistic(vectors: Vectors, labels: NDArray[np.int64], *, strength: float) -> tuple[Vectors, Vectors]:

@@ -77,7 +77,7 @@ class MetaRecipe:
     """Query bags of a class."""
     within_site: bool = False
     """Whether support and query of a task come from one site."""
-    iterations: int = 1500
+    iterations: int = 1000
     """Steps of the outer loop, at most."""
     tasks_per_step: int = 8
     """Tasks whose gradients are averaged."""
@@ -88,12 +88,12 @@ class MetaRecipe:
     learn_rates: bool = False
     """Whether each layer's inner rate is learnt (Meta-SGD)."""
     outer_rate: float = 1e-3
-    """Of Adam; Reptile's step towards the adapted parameters is a hundred times that."""
+    """Of Adam."""
     alignment: float = 0.0
     """Weight of the contrastive loss that draws a class's embeddings of different sites together."""
-    look_every: int = 50
+    look_every: int = 20
     """Steps between looks at the validation tasks."""
-    patience: int = 8
+    patience: int = 10
     """Looks without a better one after which training ends."""
     validation_tasks: int = 100
     """Tasks that are looked at."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +32,12 @@ from mil.fewshot.methods import Stepping, Support, plain
 from mil.fewshot.pool import Pool
 from mil.fewshot.recipe import Kind, MetaRecipe
 from mil.heads import HEADS, Head, build_head
-from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of, reptile
+from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of
 from wsi.errors import MicrotomeError, UsageError
 
 STATISTICS = "standardised"
 """The adaptor in front of every learner: its buffers are the base features' mean and deviation."""
 _RATES_PACE = 20.0  # learnt logarithms of rates have tenfolds to go where weights have thousandths
-_REPTILE_PACE = 100.0  # Reptile's slope is a distance, not a gradient: a tenth of it is taken
 _BATCH = 64  # bags of a step of ordinary training
 _LOOK_STEPS, _LOOK_RATE = 20, 0.1  # how a head is fine-tuned when ordinary training is looked at
 _STEPS_TRIED = (1, 2, 4)  # times the inner steps of training
@@ -206,13 +206,12 @@ class MetaTraining:
                 total = 0.0
 
     def _optimizer(self, kind: Kind, head: Head, rates: dict[str, Tensor]) -> torch.optim.Optimizer:
-        rate, parameters = self.recipe.outer_rate, list(head.parameters())
-        learnt = list(rates.values()) if self.recipe.learn_rates and kind.outer is not None else []
-        if kind.outer is reptile:
-            groups = [{"params": parameters, "lr": _REPTILE_PACE * rate}, {"params": learnt, "lr": rate}]
-            return torch.optim.SGD([group for group in groups if group["params"]], lr=rate)
-        groups = [{"params": parameters, "lr": rate}, {"params": learnt, "lr": _RATES_PACE * rate}]
-        return torch.optim.Adam([group for group in groups if group["params"]], lr=rate)
+        """Adam, for Reptile too (its paper's section 5): a distance may be of any size."""
+        rate = self.recipe.outer_rate
+        groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": rate}]
+        if self.recipe.learn_rates and kind.outer is not None:
+            groups.append({"params": list(rates.values()), "lr": _RATES_PACE * rate})
+        return torch.optim.Adam(groups, lr=rate)
 
     def _meta(self, kind: Kind, method: Stepping, step: int) -> Slopes:
         """The slopes of one step's tasks."""
