@@ -8,6 +8,7 @@
         features/<encoder>/                        one row a tile
         scores/<model>/                            scores, attention
     OUT/slides/<slide id>/heatmaps/<model>/        OME-TIFF, PNG, GeoJSON
+    OUT/models/<model>/                            what 'microtome adapt' made of marks on these slides
     OUT/quarantine/                                damaged items, set aside by a re-run
     OUT/runs/                                      a log of every run; the only files that tell the time
     OUT/.lock  OUT/.work/                          see `tiling.commit`
@@ -49,6 +50,11 @@ class Output:
     def work(self) -> Path:
         """Where items are made."""
         return self.root / ".work"
+
+    @property
+    def models(self) -> Path:
+        """Where models go that are made of marks on its slides."""
+        return self.root / "models"
 
     def slide_folder(self, slide_id: str) -> Path:
         """Where one slide's results go."""
@@ -112,7 +118,7 @@ class Output:
         """Move a damaged item to the quarantine, out of every reader's sight; returns where it went."""
         quarantine = self.root / "quarantine"
         make_folder(quarantine)
-        name = "-".join(item.relative_to(self.root / "slides").parts)
+        name = "-".join(item.relative_to(self.root).parts).removeprefix("slides-")
         number = 1
         while (target := quarantine / f"{name}.{number}").exists():
             number += 1
@@ -156,7 +162,7 @@ def verify_items(output: Output, *, full: bool = False) -> Iterator[ItemReport]:
         A folder cannot be read.
     """
     slides, found = output.root / "slides", False
-    for item in _item_folders(slides):
+    for item in (*_item_folders(slides), *_folders(output.models)):
         found = True
         try:
             commit = load_commit(item)
@@ -169,6 +175,8 @@ def verify_items(output: Output, *, full: bool = False) -> Iterator[ItemReport]:
 
 
 def _stale_inputs(slides: Path, item: Path, commit: Commit) -> Iterator[Damage]:
+    if not item.is_relative_to(slides):
+        return  # a model: it says itself what it was made of
     folder = slides / item.relative_to(slides).parts[0]
     for name, digest in commit.recipe.get("inputs", {}).items():
         try:
@@ -182,7 +190,7 @@ def _stale_inputs(slides: Path, item: Path, commit: Commit) -> Iterator[Damage]:
 
 def _broken_groups(slides: Path, item: Path) -> Iterator[Damage]:
     """Zarr group files on the way to the item: without them other Zarr readers do not find it."""
-    for folder in item.parents:
+    for folder in item.parents if item.is_relative_to(slides) else ():
         if folder == slides or ZARR_FOLDER not in folder.relative_to(slides).parts:
             return
         group = folder / "zarr.json"

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from tiling.marks import Marks
     from tiling.store import TileStore
 
-MODELS = "models"
-"""Where in an output adapted models go."""
-
-
 def _add_labelled(parser: ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder that was given to -o")
     group = parser.add_argument_group("labels")
@@ -255,7 +251,7 @@ def adapted(arguments: Namespace) -> tuple[Path, Choice, dict[str, Path]]:
     gate = Gate(**given(arguments, "threshold"))
     recipe = AdaptRecipe(**given(arguments, "learner", "most", "seed"), gate=gate)
     output = Output(arguments.out)
-    folder, device = output.root / MODELS / arguments.name, choose_device(arguments.device)
+    folder, device = output.models / arguments.name, choose_device(arguments.device)
     every = output.slides_with_tiles()
     if not every:
         raise UsageError("holds no tiles", path=arguments.out, action="Run 'microtome tile' first")

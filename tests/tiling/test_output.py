@@ -131,6 +131,16 @@ def test_verify_sees_every_item_and_every_kind_of_damage(tmp_path: Path) -> None
     assert [bool(report.damage) for report in verify_items(output, full=True)] == [True, True, True]
 
 
+def test_verify_sees_models_too_and_sets_them_aside(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    slide, model = publish(output, "a/tissue"), publish(output, "../models/adapted").resolve()
+    assert [report.item for report in verify_items(output, full=True)] == [slide, model]
+    (model / "data").write_bytes(b"y" * 100)  # same size
+    assert [bool(report.damage) for report in verify_items(output, full=True)] == [False, True]
+    assert output.set_aside(model).name == "models-adapted.1"
+    assert list(output.items()) == [slide]
+
+
 def test_what_other_programs_leave_behind_hides_nothing_and_is_left_alone(tmp_path: Path) -> None:
     output = Output(tmp_path)
     item = publish(output, "a/tissue")
