@@ -9,9 +9,8 @@ and what was said of it, and ``choice.csv``, what each candidate would have been
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from mil.bags import Bag, BagSource, PackedBags, each_alone, pack
 from mil.calibration import probabilities
-from mil.checkpoint import Calibration, Judges, Model, describe, save_model
+from mil.checkpoint import Calibration, Judges, Model, check_model_name, describe, save_model
 from mil.conformal import fit_conformal
 from mil.encoder import folder_name
 from mil.ensemble import Ensemble
@@ -31,10 +30,11 @@ from mil.features import FeatureRecipe, common_recipe, feature_items, open_bag
 from mil.fewshot.choosing import Choice, choose, some_of
 from mil.fewshot.meta import CARD_FILE, Learners, Meta, load_meta, on_device
 from mil.fewshot.methods import Support
+from mil.fewshot.records import Row, choice_csv, is_there, support_csv
 from mil.gate import Gate
 from mil.labels import LabelTable, Split
 from mil.training.sources import require_slides
-from tiling.commit import hash_file, read_commit
+from tiling.commit import hash_file
 from tiling.marks import Marks, check_names, require_classes
 from tiling.store import TileStore
 from wsi.errors import UsageError
@@ -87,23 +87,13 @@ class Adapted:
     """Whether it was made now; else it was there already."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What is known of a bag: of a tile also its level-0 (x, y)."""
-
-    slide_id: str
-    label: str
-    x: int
-    y: int
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class _Material:
     """All that a model is made of."""
 
     support: Support
     groups: NDArray[np.int64]  # (n,)
-    rows: Sequence[_Row]  # n
+    rows: Sequence[Row]  # n
     features: FeatureRecipe
     sources: Mapping[str, Any]  # digests, for the card
 
@@ -126,7 +116,8 @@ def adapt_to_tiles(
     meta
         A META folder whose tasks were of tiles.
     folder
-        Where the model goes; its last part becomes the model's name.
+        Where the model goes; its last part becomes the model's name. One process at a time makes it: the
+        caller holds the output's lock.
     recipe
         What the user may set.
     overwrite
@@ -138,10 +129,11 @@ def adapt_to_tiles(
     ------
     UsageError
         One class only, too few tiles, names that differ between files (see `tiling.marks`); features that are
-        not META's; a META of slides.
+        not META's; a META of slides; a folder whose name cannot be a model's.
     RecipeError
-        Another model is there.
+        Another model is there, or one that is damaged.
     """
+    check_model_name(folder.name)
     card, _ = found = load_meta(meta)
     _check_level(meta, card, Judges.TILES)
     marks = [one for _, one in marked]
@@ -152,12 +144,13 @@ def adapt_to_tiles(
     features = common_recipe(stores, key, contexts=card.features.contexts)
     _check_features(features, card, stores[0])
     bags, rows, groups = [], [], []
-    for number, (store, one) in enumerate(marked):
-        kept = _thin(one, recipe)
+    for number, ((store, one), kept) in enumerate(zip(marked, _thin(marks, recipe), strict=True)):
+        if not len(kept):
+            continue  # others have enough of its classes
         bag = open_bag(store, key, contexts=card.features.contexts).read(one.rows[kept])
         bags.append(bag)
         names = [one.classes[label] for label in one.labels[kept]]
-        rows += [_Row(bag.slide_id, name, *xy) for name, xy in zip(names, bag.origins.tolist(), strict=True)]
+        rows += [Row(bag.slide_id, name, *xy) for name, xy in zip(names, bag.origins.tolist(), strict=True)]
         groups += [(number, region) for region in one.regions[kept].tolist()]
     support = _support(each_alone(pack(bags, device=device).features), rows, classes)
     _warn_of_few(rows, classes, "tiles")
@@ -195,6 +188,7 @@ def adapt_to_slides(
     RecipeError
         Another model is there.
     """
+    check_model_name(folder.name)
     card, _ = found = load_meta(meta)
     _check_level(meta, card, Judges.SLIDES)
     rows_of_table, classes = table.of(Split.TRAIN), table.classes
@@ -203,7 +197,7 @@ def adapt_to_slides(
     named = [stores[row.slide_id] for row in rows_of_table]
     features = common_recipe(named, key, contexts=contexts)
     _check_features(features, card, named[0])
-    rows = [_Row(row.slide_id, row.label, 0, 0) for row in rows_of_table]
+    rows = [Row(row.slide_id, row.label) for row in rows_of_table]
     for name in classes:
         if sum(row.label == name for row in rows) < 2:
             raise UsageError(
@@ -232,6 +226,7 @@ def _adapt(
 ) -> Adapted:
     card, learners = found
     support = material.support
+    _warn_of_known(material, card)
     methods = on_device(learners, support.bags.features.device).methods
     choice = choose(methods, support, material.groups, wanted=recipe.learner)
     picked = choice.picked
@@ -250,9 +245,10 @@ def _adapt(
         training=_provenance(material, choice, card, meta),
         judges=card.judges,
     )
-    files = {"support.csv": _support_csv(material, classes, chances), "choice.csv": _choice_csv(choice)}
-    made = not _is_there(folder, model)
-    save_model(folder, ensemble, model, files=files, overwrite=overwrite)
+    files = {"support.csv": support_csv(material.rows, classes, chances), "choice.csv": choice_csv(choice)}
+    made = not is_there(folder, model, overwrite=overwrite)
+    if made:
+        save_model(folder, ensemble, model, files=files, overwrite=overwrite)
     return Adapted(model, choice, made)
 
 
@@ -274,19 +270,23 @@ def _provenance(material: _Material, choice: Choice, card: Meta, meta: Path) -> 
 # Material ------------------------------------------------------------------------------------------------
 
 
-def _thin(marks: Marks, recipe: AdaptRecipe) -> NDArray[np.int64]:
-    """Which of a slide's marked tiles are learnt from: of a class at most so many, of its regions in turn."""
+def _thin(marks: Sequence[Marks], recipe: AdaptRecipe) -> list[NDArray[np.int64]]:
+    """Which marked tiles of each slide are learnt from: of a class at most so many, its regions in turn."""
     rng = np.random.default_rng(recipe.seed)
-    kept = []
-    for label in range(len(marks.classes)):
-        tiles = np.flatnonzero(marks.labels == label)
-        place = np.empty(len(tiles))  # of each tile within its region, in an order by lot
-        for region in np.unique(marks.regions[tiles]):
-            inside = marks.regions[tiles] == region
-            place[inside] = rng.permutation(inside.sum())
-        order = np.lexsort((marks.regions[tiles], place))
-        kept.append(tiles[order[: recipe.most]])
-    return np.sort(np.concatenate(kept))
+    turns = defaultdict[str, list[tuple[int, int, int, int]]](
+        list
+    )  # place in its region, slide, region, tile
+    for slide, one in enumerate(marks):
+        for region in np.unique(one.regions).tolist():
+            tiles = np.flatnonzero(one.regions == region)
+            places = rng.permutation(len(tiles)).tolist()
+            found = [(place, slide, region, tile) for place, tile in zip(places, tiles.tolist(), strict=True)]
+            turns[one.classes[one.labels[tiles[0]]]] += found
+    kept: list[list[int]] = [[] for _ in marks]
+    for of_class in turns.values():
+        for _, slide, _, tile in sorted(of_class)[: recipe.most]:
+            kept[slide].append(tile)
+    return [np.sort(np.array(tiles, np.int64)) for tiles in kept]
 
 
 def _sample(source: BagSource, seed: int) -> Bag:
@@ -297,7 +297,7 @@ def _sample(source: BagSource, seed: int) -> Bag:
     return source.read(np.sort(rng.choice(len(source), MOST_OF_SLIDE, replace=False)))
 
 
-def _support(bags: PackedBags, rows: Sequence[_Row], classes: Sequence[str]) -> Support:
+def _support(bags: PackedBags, rows: Sequence[Row], classes: Sequence[str]) -> Support:
     labels = torch.tensor([classes.index(row.label) for row in rows], device=bags.features.device)
     return Support(bags, labels, len(classes))
 
@@ -331,50 +331,19 @@ def _check_features(features: FeatureRecipe, card: Meta, store: TileStore) -> No
         )
 
 
-def _warn_of_few(rows: Sequence[_Row], classes: Sequence[str], what: str) -> None:
+def _warn_of_known(material: _Material, card: Meta) -> None:
+    if known := sorted({row.slide_id for row in material.rows} & set(card.slides)):
+        _log.warning(
+            "META %r was trained with %d of these slides, such as %r: what cross-validation says of its "
+            "learners is too good",
+            card.name,
+            len(known),
+            known[0],
+        )
+
+
+def _warn_of_few(rows: Sequence[Row], classes: Sequence[str], what: str) -> None:
     for name in classes:
         count = sum(row.label == name for row in rows)
         if count < ADVISED:
             _log.warning("class %r has %d %s; %d or more are advised", name, count, what, ADVISED)
-
-
-# Files ---------------------------------------------------------------------------------------------------
-
-
-def _is_there(folder: Path, model: Model) -> bool:
-    commit = read_commit(folder) if folder.is_dir() else None
-    return commit is not None and commit.recipe.get("model") == model.as_json()
-
-
-def _support_csv(material: _Material, classes: Sequence[str], chances: NDArray[np.float64]) -> bytes:
-    header = ("slide_id", "x", "y", "label", "fold_says", *(f"probability: {name}" for name in classes))
-    rows = [
-        (row.slide_id, row.x, row.y, row.label, classes[int(chance.argmax())], *map(repr, chance.tolist()))
-        for row, chance in zip(material.rows, chances, strict=True)
-    ]
-    return _csv(header, rows)
-
-
-def _choice_csv(choice: Choice) -> bytes:
-    header = ("learner", "balanced_accuracy", "log_loss", "temperature", "picked", "left_out_because")
-    rows: list[tuple[object, ...]] = [
-        (
-            one.method.name,
-            repr(one.balanced_accuracy),
-            repr(one.log_loss),
-            repr(one.temperature),
-            int(one is choice.picked),
-            "",
-        )
-        for one in choice.candidates
-    ]
-    rows += [(name, "", "", "", 0, reason) for name, reason in choice.left_out]
-    return _csv(header, rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tiling.marks import Marks
     from tiling.store import TileStore
 
+
 def _add_labelled(parser: ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder that was given to -o")
     group = parser.add_argument_group("labels")
@@ -33,7 +35,12 @@ def _add_labelled(parser: ArgumentParser) -> None:
     )
     group.add_argument("--tiles", action="store_true", help="each tile has its slide's label: tasks of tiles")
     _add_rename(group)
-    group.add_argument(
+
+
+def add_training(parser: ArgumentParser) -> None:
+    """What is meta-learnt, from what, and how: all that a `MetaRecipe` holds."""
+    _add_labelled(parser)
+    parser.add_argument(
         "--context-mpp",
         dest="contexts",
         metavar="MPP",
@@ -42,11 +49,6 @@ def _add_labelled(parser: ArgumentParser) -> None:
         default=[],
         help="join features of context at these scales",
     )
-
-
-def add_training(parser: ArgumentParser) -> None:
-    """What is meta-learnt, from what, and how: all that a `MetaRecipe` holds."""
-    _add_labelled(parser)
     _add_meta(parser)
     classes = parser.add_argument_group("classes")
     classes.add_argument(
@@ -167,18 +169,20 @@ def _add_device(parser: ArgumentParser) -> None:
 
 def labelled_to_train(arguments: Namespace) -> Source:
     """The labelled bags that `add_training` names; of a table those that are for training."""
-    return _labelled(arguments, encoder=arguments.encoder, to_train=True)
+    contexts = tuple(arguments.contexts)
+    return _labelled(arguments, encoder=arguments.encoder, contexts=contexts, to_train=True)
 
 
 def labelled_to_judge(arguments: Namespace) -> Source:
-    """The labelled bags that `add_training` names, all of them, by META's encoder."""
+    """The labelled bags that `add_evaluation` names, all of them, by META's encoder and at its scales."""
     from mil.fewshot.meta import load_meta
 
     meta, _ = load_meta(arguments.model)
-    return _labelled(arguments, encoder=str(meta.features.encoder["name"]), to_train=False)
+    encoder, contexts = str(meta.features.encoder["name"]), meta.features.contexts
+    return _labelled(arguments, encoder=encoder, contexts=contexts, to_train=False)
 
 
-def _labelled(arguments: Namespace, *, encoder: str, to_train: bool) -> Source:
+def _labelled(arguments: Namespace, *, encoder: str, contexts: tuple[float, ...], to_train: bool) -> Source:
     from mil.encoder import folder_name
     from mil.features import feature_items
     from mil.fewshot.report import Source
@@ -191,16 +195,18 @@ def _labelled(arguments: Namespace, *, encoder: str, to_train: bool) -> Source:
         raise UsageError("nothing is labelled", action="Give --annotations, --labels or both")
     if arguments.tiles and (arguments.annotations or not arguments.labels):
         raise UsageError("--tiles belongs to labels of slides", action="Give it with --labels alone")
+    if arguments.rename and not arguments.annotations:
+        raise UsageError("--rename belongs to --annotations", action="Change the names in the table")
     table = read_labels(arguments.labels, to_train=False) if arguments.labels else None
     if table and to_train:
         table = LabelTable(table.path, table.of(Split.TRAIN))
     stores = find_stores(arguments.out, (), encoder=encoder)
-    contexts = tuple(arguments.contexts)
     if arguments.annotations:
         files, rename = RegionFiles(arguments.annotations), renamed(arguments.rename)
         pool, features = tile_pool(
             stores, files, encoder=encoder, contexts=contexts, table=table, rename=rename
         )
+        _require_renamed(rename, [path for name in pool.slide_ids if (path := files.find(name))])
     else:
         assert table is not None
         make = labelled_tile_pool if arguments.tiles else slide_pool
@@ -239,15 +245,16 @@ def fewshot_settings(arguments: Namespace, *, of_tiles: bool) -> FewshotSettings
 
 def adapted(arguments: Namespace) -> tuple[Path, Choice, dict[str, Path]]:
     """Adapt as `add_adapting` says: the model's folder, how it was chosen, and the slides to score."""
+    from mil.checkpoint import check_model_name
     from mil.device import choose_device
     from mil.fewshot.adapting import AdaptRecipe, adapt_to_slides, adapt_to_tiles
     from mil.gate import Gate
     from mil.labels import read_labels
     from mil.training.sources import find_stores
-    from tiling.output import Output
+    from tiling.output import Output, item_path
 
-    if bool(arguments.annotations) == bool(arguments.labels):
-        raise UsageError("nothing, or two things, to learn from", action="Give --annotations or --labels")
+    check_model_name(arguments.name)
+    _check_marks(arguments)
     gate = Gate(**given(arguments, "threshold"))
     recipe = AdaptRecipe(**given(arguments, "learner", "most", "seed"), gate=gate)
     output = Output(arguments.out)
@@ -265,7 +272,23 @@ def adapted(arguments: Namespace) -> tuple[Path, Choice, dict[str, Path]]:
             table, stores = read_labels(arguments.labels), find_stores(output.root, (), encoder="")
             found = adapt_to_slides(stores, table, **common, overwrite=arguments.overwrite)
             slides = every
+    if arguments.overwrite:  # what the model before this one said of other slides is not to stay
+        said = (name for name, there in every.items() if item_path(there, f"scores/{folder.name}").is_dir())
+        slides |= {name: every[name] for name in said}
     return folder, found.choice, every if arguments.every_slide else slides
+
+
+def _check_marks(arguments: Namespace) -> None:
+    """Refuse nothing, or two things, to learn from, and options that would say nothing."""
+    if bool(arguments.annotations) == bool(arguments.labels):
+        raise UsageError(
+            f"{'two things' if arguments.labels else 'nothing'} to learn from",
+            action="Give --annotations or --labels",
+        )
+    if arguments.labels:
+        for name in ("slide", "rename", "most"):
+            if getattr(arguments, name):
+                raise UsageError(f"--{name} belongs to --annotations", action="Leave it out")
 
 
 def marked_slides(arguments: Namespace) -> list[tuple[TileStore, Marks]]:
@@ -284,7 +307,22 @@ def marked_slides(arguments: Namespace) -> list[tuple[TileStore, Marks]]:
                 f"a second file of slide {store.slide_id!r}", path=path, action="Give one file a slide"
             )
         found.append((store, read_marks(path, store, rename=rename)))
+    _require_renamed(rename, arguments.annotations)
     return found
+
+
+def _require_renamed(rename: Mapping[str, str], paths: Sequence[Path]) -> None:
+    """Refuse to rename a class that no file has: it is misspelt, and what was meant would stay."""
+    from wsi.annotations import read_annotations
+
+    if not rename:
+        return
+    names = {spelled(one.name or "") for path in paths for one in read_annotations(path)}
+    if unknown := sorted(rename.keys() - names):
+        there = ", ".join(map(repr, sorted(names - {""})))
+        raise UsageError(
+            f"--rename {unknown[0]!r}: no annotation is of this class", action=f"The files have {there}"
+        )
 
 
 def _slide_of(path: Path, there: Mapping[str, Path], arguments: Namespace) -> str:
@@ -293,9 +331,9 @@ def _slide_of(path: Path, there: Mapping[str, Path], arguments: Namespace) -> st
     if arguments.slide and not alone:
         raise UsageError("--slide is for one annotation file", action="Name the files after their slides")
     name = path.name.removesuffix(".gz").removesuffix(".geojson").removesuffix(".json")
-    name = arguments.slide or name
+    name = spelled(arguments.slide or name)
     if name in there:
-        return str(name)
+        return name
     if alone and not arguments.slide and len(there) == 1:
         return next(iter(there))
     raise UsageError(
@@ -312,5 +350,10 @@ def renamed(pairs: Sequence[str]) -> dict[str, str]:
         old, sign, new = pair.partition("=")
         if not (sign and old.strip() and new.strip()):
             raise UsageError(f"--rename is {pair!r}", action="Give OLD=NEW, such as --rename Tumour=Tumor")
-        found[old.strip()] = new.strip()
+        found[spelled(old)] = spelled(new)
     return found
+
+
+def spelled(name: str) -> str:
+    """Without blanks around it, and accents in one form, as `tiling.marks` takes names."""
+    return unicodedata.normalize("NFC", name.strip())

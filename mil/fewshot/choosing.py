@@ -167,10 +167,10 @@ def facts(choice: Choice) -> dict[str, str]:
     """What a user is told: what was picked and why, and what each candidate would have been worth."""
     told = {"picked": choice.picked.method.name, "why": choice.why}
     for one in choice.candidates:
-        told[f"  {one.method.name}"] = (
+        told[f"tried: {one.method.name}"] = (
             f"balanced accuracy {one.balanced_accuracy:.3f}, log loss {one.log_loss:.3f}"
         )
-    return told | {f"  {name}": f"left out: {reason}" for name, reason in choice.left_out}
+    return told | {f"left out: {name}": reason for name, reason in choice.left_out}
 
 
 def _try(method: Method, support: Support, labels: NDArray[np.int64], folds: Folds) -> Candidate:
@@ -178,6 +178,8 @@ def _try(method: Method, support: Support, labels: NDArray[np.int64], folds: Fol
     for learnt, judged in folds:
         (found,) = method.judge([some_of(support, learnt)], [some_of(support, judged).bags])
         logits[judged] = found.double().cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise UsageError("its steps diverged on these marks", action="Use another learner")
     temperature = fit_temperature_of_few(logits, labels)
     chances = probabilities(logits, temperature)[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(chances, np.finfo(float).tiny)).mean())

@@ -22,6 +22,7 @@ from mil.features import FeatureRecipe
 from mil.fewshot.meta import CARD_FILE, Meta, curves_to_csv, keep_learner, load_learner, write_statistics
 from mil.fewshot.pool import Pool
 from mil.fewshot.recipe import KINDS, MetaRecipe
+from mil.fewshot.report import digest
 from mil.fewshot.training import Look, MetaTraining, TrainedLearner
 from mil.training.records import environment_to_json
 from tiling.commit import Draft, alone, begin, canonical
@@ -30,6 +31,7 @@ from wsi.errors import RecipeError, UsageError
 
 Progress = Callable[[int, int], None]
 _LEAST_CLASSES = 6  # of which a third can be kept for validation, and tasks of four be learnt from
+_LOTS = 100  # of patients: a class of few of them is on both sides in one of so many, if it can be
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,12 @@ def divide(pool: Pool, *, novel: Sequence[str] = (), validation: Sequence[str] =
     """Keep classes, or patients, apart for validation.
 
     With six classes or more that are not novel a third of them, drawn by the seed, are for validation, unless
-    they are named. With fewer a third of the patients are: tasks of the same classes, of people who are not
-    learnt from.
+    they are named. With fewer a third of the patients are, drawn so that each class keeps as many on both
+    sides as may be: tasks of the same classes, of people who are not learnt from.
+
+    Where classes are apart, patients are not: one with bags of several classes is on all sides. What is
+    learnt of a class can so help with another class of the same person; who is to judge that takes patients
+    whom META never saw, as `mil.fewshot.unseen` does.
 
     Parameters
     ----------
@@ -72,7 +78,7 @@ def divide(pool: Pool, *, novel: Sequence[str] = (), validation: Sequence[str] =
         raise UsageError(f"{sorted(both)[0]!r} is to be novel and for validation", action="Name it once")
     rng = np.random.default_rng(seed)
     known = [name for name in pool.classes if name not in novel]
-    kept = list(validation)
+    kept = list(dict.fromkeys(validation))
     if not kept and len(known) >= _LEAST_CLASSES:
         kept = sorted(rng.choice(known, size=len(known) // 3, replace=False).tolist())
     base = [name for name in known if name not in kept]
@@ -86,16 +92,31 @@ def divide(pool: Pool, *, novel: Sequence[str] = (), validation: Sequence[str] =
             pool.only(classes=base), pool.only(classes=kept), tuple(sorted(kept)), tuple(sorted(novel))
         )
     learnt_from = pool.only(classes=base)
-    patients = rng.permutation(learnt_from.patient_ids).tolist()
-    count = max(2, len(patients) // 3)
-    if len(patients) - count < 2:
-        raise UsageError(
-            f"{len(base)} classes of {len(patients)} patients are too few to keep some apart for validation",
-            action=f"Label {_LEAST_CLASSES} classes or more, or slides of at least 4 patients",
-        )
-    apart, others = patients[:count], patients[count:]
+    apart, others = _two_sides(learnt_from, rng)
     sides = learnt_from.only(patients=others), learnt_from.only(patients=apart)
     return Sides(*sides, (), tuple(sorted(novel)))
+
+
+def _two_sides(pool: Pool, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """A third of the patients, or as few more as it takes, and the others; each class is on both sides.
+
+    Of many lots the one that leaves the class with the fewest patients most.
+    """
+    count = len(pool.patient_ids)
+    has = np.zeros((len(pool.classes), count), np.bool_)  # whether a class has a bag of a patient
+    has[pool.labels, pool.patients] = True
+    lots = [rng.permutation(count) for _ in range(_LOTS)]
+    for apart in range(max(2, count // 3), count - 1):
+        least = [min(has[:, side].sum(axis=1).min() for side in np.split(lot, [apart])) for lot in lots]
+        best = int(np.argmax(least))
+        if least[best] > 1:  # a task has one patient of a class to learn from, and another to ask about
+            names = [pool.patient_ids[number] for number in lots[best]]
+            return names[:apart], names[apart:]
+    raise UsageError(
+        f"{len(pool.classes)} classes of {count} patients are too few to keep some patients apart for "
+        "validation: each class needs two of them on either side",
+        action=f"Label {_LEAST_CLASSES} classes or more, or slides of 4 patients and more of each class",
+    )
 
 
 def train_meta(
@@ -119,7 +140,7 @@ def train_meta(
     recipe
         Which learners, and how.
     inputs
-        Digests of what the bags were read from: part of what decides the bytes.
+        Digests of what the bags were read from: part of what decides the bytes, as the bags themselves are.
     device
         Where to train; by default the CPU.
     report
@@ -135,8 +156,7 @@ def train_meta(
         Another process trains it.
     """
     check_model_name(folder.name)
-    if folder.exists() or folder.is_symlink():
-        raise RecipeError("something is there already", path=folder, action="Choose another folder with -m")
+    _require_free(folder)
     training = MetaTraining(sides.base, sides.validation, recipe, device=device)
     work = folder.parent / ".work"
     decides = {
@@ -144,17 +164,24 @@ def train_meta(
         "recipe": recipe.as_json(),
         "classes": [list(sides.base.classes), list(sides.validation_classes), list(sides.novel)],
         "patients": [list(sides.base.patient_ids), list(sides.validation.patient_ids)],
+        "bags": [digest(sides.base), digest(sides.validation)],  # labels are in no store's digest
         "inputs": dict(inputs or {}),
         "device": (device or torch.device("cpu")).type,
         "environment": json.loads(environment_to_json()),
     }
     with alone(folder, work=work):
+        _require_free(folder)  # another process may have ended just now
         draft = begin(folder, decides, work=work)
         learners = [
             _learner(draft, name, training, recipe, partial(_told, report, number, recipe))
             for number, name in enumerate(name for name in KINDS if name in recipe.kinds)
         ]
         return _publish(draft, learners, sides, features=features, recipe=recipe)
+
+
+def _require_free(folder: Path) -> None:
+    if folder.exists() or folder.is_symlink():
+        raise RecipeError("something is there already", path=folder, action="Choose another folder with -m")
 
 
 def _learner(

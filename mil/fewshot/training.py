@@ -12,6 +12,7 @@ task, and for learners without learnt rates how long, is chosen by the same task
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -101,6 +102,7 @@ class MetaTraining:
         self.base, self.validation, self.recipe = base, validation, recipe
         self.device = device or torch.device("cpu")
         self._refuse_kinds()
+        self._refuse_alignment()
         self._samplers = [self._sampler(base, shots) for shots in recipe.shots]
         self._looked_at = [self._sampler(validation, shots) for shots in recipe.shots]
         self._statistics = [torch.from_numpy(values) for values in base.statistics()]
@@ -126,6 +128,22 @@ class MetaTraining:
                 f"{what} with head {self.recipe.head!r}, whose last layer sees no embedding of a bag",
                 action="Use a head such as mean or gated_abmil, or "
                 + ("leave that learner out with --learners" if named else f"give --ways {min(ways, others)}"),
+            )
+
+    def _refuse_alignment(self) -> None:
+        """Where it would do nothing, nobody is to believe that it did."""
+        if not self.recipe.alignment:
+            return
+        if not HEADS[self.recipe.head].embeds:
+            raise UsageError(
+                f"head {self.recipe.head!r} has no embedding of a bag that sites could be drawn together in",
+                action="Use a head such as mean or gated_abmil, or leave out --alignment",
+            )
+        pairs = set(zip(self.base.labels.tolist(), self.base.sites.tolist(), strict=True))
+        if len(pairs) == len(self.base.classes):
+            raise UsageError(
+                "no class of those that are learnt from is at two sites: there is nothing to align",
+                action="Give --labels with a column 'site', or leave out --alignment",
             )
 
     def train(self, kind: Kind, *, report: LookReport | None = None) -> TrainedLearner:
@@ -161,7 +179,8 @@ class MetaTraining:
 
     def _begin(self, kind: Kind) -> Stepping:
         """The learner with random weights."""
-        classes = len(self.base.classes) if kind.outer is None else self._samplers[0].shape.ways
+        ordinary = kind.is_trained and kind.outer is None  # all base classes at once, and no tasks
+        classes = len(self.base.classes) if ordinary else self._samplers[0].shape.ways
         head = build_head(
             self.recipe.head,
             dim=self.base.dim,
@@ -319,8 +338,6 @@ def _all_bags(episode: Episode) -> NDArray[np.int64]:
 
 
 def _copy(method: Stepping) -> Stepping:
-    """The learner as it is now, on the CPU's or GPU's own memory: training goes on without it."""
-    import copy
-
+    """The learner as it is now, in memory of its own: training goes on without it."""
     rates = {name: value.detach().clone() for name, value in method.log_rates.items()}
     return replace(method, head=copy.deepcopy(method.head), log_rates=rates)
