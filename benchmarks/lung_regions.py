@@ -44,7 +44,7 @@ class Rectangle:
 
 FIRST = (
     Rectangle(HE1, CELLS, 17550, 5200, 17950, 6300),
-    Rectangle(HE1, CELLS, 24250, 17850, 25100, 18550),
+    Rectangle(HE1, CELLS, 24250, 17850, 25050, 18300),
     Rectangle(HE1, FIBRES, 18150, 5650, 18850, 6200),
     Rectangle(HE1, FIBRES, 14300, 20500, 15000, 21500),
 )
@@ -52,7 +52,7 @@ FIRST = (
 
 HELD_OUT = (
     Rectangle(HE1, CELLS, 21150, 3250, 21550, 3900),
-    Rectangle(HE1, CELLS, 19250, 3500, 19750, 4000),
+    Rectangle(HE1, CELLS, 19250, 3550, 19750, 3850),
     Rectangle(HE1, CELLS, 18500, 20700, 19100, 21800),
     Rectangle(HE1, CELLS, 26100, 15200, 26700, 15950),
     Rectangle(HE1, CELLS, 25350, 17100, 26250, 17500),
@@ -60,9 +60,9 @@ HELD_OUT = (
     Rectangle(HE1, FIBRES, 15150, 9700, 15850, 10350),
     Rectangle(HE1, FIBRES, 11250, 21200, 11850, 22300),
     Rectangle(HE1, FIBRES, 20250, 14200, 21150, 14950),
-    Rectangle(HE1, FIBRES, 20100, 4250, 20700, 4850),
+    Rectangle(HE1, FIBRES, 20350, 4250, 20800, 4850),
     Rectangle(HE1, NO_NUCLEI, 16400, 7200, 17050, 7550),
-    Rectangle(HE3, CELLS, 9050, 7550, 9800, 8000),
+    Rectangle(HE3, CELLS, 8550, 6750, 8950, 7500),
     Rectangle(HE3, CELLS, 10600, 8850, 11500, 9550),
     Rectangle(HE3, CELLS, 12850, 9800, 13250, 10300),
     Rectangle(HE3, NO_NUCLEI, 4850, 1900, 5750, 2950),
