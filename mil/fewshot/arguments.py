@@ -88,6 +88,7 @@ def add_training(parser: ArgumentParser) -> None:
     )
     outer.add_argument("--look-every", type=int, help="steps between looks at validation (default 20)")
     outer.add_argument("--patience", type=int, help="looks without a better one, then stop (default 10)")
+    outer.add_argument("--validation-tasks", type=int, help="tasks that a look is at (default 100)")
     outer.add_argument("--seed", type=int, help="of weights and tasks (default 0)")
     _add_device(parser)
 
@@ -220,7 +221,7 @@ def meta_recipe(arguments: Namespace, *, of_tiles: bool) -> MetaRecipe:
     from mil.fewshot.recipe import MetaRecipe
 
     names = ("ways", "queries", "inner_steps", "inner_rate", "iterations", "tasks_per_step", "outer_rate")
-    said = given(arguments, *names, "alignment", "look_every", "patience", "seed", "head")
+    said = given(arguments, *names, "alignment", "look_every", "patience", "validation_tasks", "seed", "head")
     for name in ("kinds", "shots"):
         if getattr(arguments, name) is not None:
             said[name] = tuple(getattr(arguments, name))
