@@ -27,13 +27,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mil.calibration import LARGEST, LEAST, probabilities
+from mil.calibration import probabilities
 from mil.fewshot.methods import Method, Support
 from mil.training.figures import balanced_accuracy
 from wsi.errors import UsageError
 
 MOST_FOLDS = 10
 BASELINE = "prototypes"
+LEAST, LARGEST = 1e-4, 1e4
+"""Temperatures: a few steps from zero leave small logits, and squared distances are large ones."""
 
 Bags = NDArray[np.int64]
 
@@ -221,8 +223,9 @@ def fit_temperature_of_few(logits: NDArray[np.float64], labels: NDArray[np.int64
     targets = (1 + (total - classes) * np.eye(classes)[labels]) / total  # (n, C)
 
     def loss(log_temperature: float) -> float:
-        chances = probabilities(logits, float(np.exp(log_temperature)))
-        return float(-(targets * np.log(np.maximum(chances, np.finfo(float).tiny))).sum() / count)
+        scaled = logits / np.exp(log_temperature)
+        logs = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)  # exact however sure: no plateaus
+        return float(-(targets * logs).sum() / count)
 
     bounds = (np.log(LEAST), np.log(LARGEST))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
