@@ -34,7 +34,7 @@ from mil.checkpoint import load_model
 from tiling.marks import read_marks
 from tiling.output import Output
 from tiling.store import TileStore
-from wsi.annotations import Annotation
+from wsi.annotations import Annotation, read_annotations
 from wsi.durable import make_folder, write_file
 from wsi.geojson import write_annotations
 from wsi.polygons import Polygon
@@ -45,8 +45,8 @@ PICTURE = Path(__file__).resolve().parent.parent / "docs" / "fewshot-real.jpg"
 SEED = 41
 PATIENTS = 4
 """Of each site of the drawn slides."""
-ITERATIONS = 300
-"""Of meta-training, at most."""
+META = ["--iterations", "200", "--queries", "5", "--validation-tasks", "40"]
+"""Less than is usual: of the drawn slides some tissues have few tiles."""
 EPISODES = 600
 SURE = 0.8
 """A score from which on nobody is asked to look: the default of `adapt`."""
@@ -62,6 +62,11 @@ class Setting:
     drawn_mpp: float
     drawn_size: int
     sites: int
+
+    @property
+    def tile_on_drawn(self) -> float:
+        """Its side in pixels of the drawn slides."""
+        return self.tile * self.mpp / self.drawn_mpp
 
     @property
     def tiling(self) -> list[str]:
@@ -105,10 +110,27 @@ def learn(folder: Path, setting: Setting, *, device: str) -> Path:
     microtome("tile", str(drawn), "-o", str(results), *setting.tiling)
     microtome("encode", str(results), "--device", device, "--quiet")
     if not meta.exists():
-        words = ["--annotations", str(drawn / "annotations"), "--labels", str(drawn / "labels.csv")]
-        words += ["--iterations", str(ITERATIONS), "--device", device, "--quiet"]
+        areas = keep_large(drawn / "annotations", folder / "areas", least=setting.tile_on_drawn**2)
+        words = ["--annotations", str(areas), "--labels", str(drawn / "labels.csv"), *META]
+        words += ["--device", device, "--quiet"]
         microtome("fewshot", "train", str(results), *words, "-m", str(meta))
     return meta
+
+
+def keep_large(annotations: Path, folder: Path, *, least: float) -> Path:
+    """The areas of at least so many level-0 pixels: two smaller ones may want the same tile."""
+    make_folder(folder)
+    for path in sorted(annotations.glob("*.geojson")):
+        areas = read_annotations(path)
+        large = [one for one in areas if sum(enclosed(polygon) for polygon in one.polygons) >= least]
+        write_annotations(folder / path.name, large)
+    return folder
+
+
+def enclosed(polygon: Polygon) -> float:
+    """What the shell encloses, holes included."""
+    x, y = (polygon.shell - polygon.shell[0]).T
+    return abs(float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())) / 2
 
 
 # Stains --------------------------------------------------------------------------------------------------
