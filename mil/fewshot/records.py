@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mil.checkpoint import Model
 from mil.fewshot.choosing import Choice
-from tiling.commit import COMMIT_FILE, Damage, find_damage, read_commit
+from tiling.commit import COMMIT_FILE, find_damage, read_commit
 from wsi.errors import DamagedError, RecipeError
 
 
@@ -39,13 +39,15 @@ def is_there(folder: Path, model: Model, *, overwrite: bool) -> bool:
         return False
     action = "Give the new model another --name"
     try:
-        commit = read_commit(folder) if folder.is_dir() else None
-        damage = next(find_damage(folder, commit, full=True), None) if commit else None
+        commit = read_commit(folder) if (folder / COMMIT_FILE).is_file() else None
+        damage = (
+            [f"{one.file} {one.reason}" for one in find_damage(folder, commit, full=True)] if commit else []
+        )
     except DamagedError as error:
-        damage = Damage(COMMIT_FILE, error.reason)
+        damage = [error.reason]
     if damage:
         raise RecipeError(
-            f"a model is there that is damaged: {damage.file} {damage.reason}",
+            f"a model is there that is damaged: {damage[0]}",
             path=folder,
             action=f"Move it away, as 'microtome verify --full --set-aside' does. Or: {action}",
         )
