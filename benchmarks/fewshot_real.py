@@ -188,7 +188,11 @@ def ask_lung(folder: Path, table: Sequence[tuple[Path, dict[str, str]]], *, devi
         tiles = sum(len(read_marks(files[s.slide_id], s).rows) for s in stores if s.slide_id in files)
         print(f"\nadapt took {seconds:.1f} s ({processor:.1f} s of the processor), from {tiles} marked tiles")
         looks += [look(store, name) for store in stores]
+        print("\nHeld out:")
         hold_against(looks[-len(stores) :], truth)
+        if name == "first":
+            print("\nWhat is marked next:")
+            hold_against(looks, write_regions(folder / "next", CORRECTIONS))
     return looks
 
 
@@ -217,9 +221,11 @@ def look(store: TileStore, model: str) -> Look:
 
 def hold_against(looks: Sequence[Look], truth: dict[str, Path]) -> None:
     """A line for each kind of region on each slide."""
-    print("\n| slide | held out | regions | tiles | right | sure and right | sure and wrong |")
+    print("\n| slide | kind | regions | tiles | right | sure and right | sure and wrong |")
     print("|---|---|---|---|---|---|---|")
     for one in looks:
+        if one.store.slide_id not in truth:
+            continue
         marks = read_marks(truth[one.store.slide_id], one.store)
         scores = one.scores[marks.rows]
         said = np.array(one.classes)[scores.argmax(axis=1)]

@@ -43,7 +43,7 @@ def draw_looks(
     looks
         Each slide by the first model, then each by the last one.
     regions
-        Marked at first, marked later, held out: drawn with thick, dashed and thin edges.
+        Marked at first, marked later, held out: filled with a thick or a thin edge, and in outline.
     """
     half = len(looks) // 2
     lines = []
@@ -81,15 +81,13 @@ def _over(look: Look, colours: NDArray[np.floating], *, alpha: float = 0.6) -> R
 
 def _with_regions(look: Look, regions: tuple[Sequence[Rectangle], ...]) -> Rgb:
     picture, (scale, _) = _small(look)
-    for kinds, (fill, edge) in zip(regions, ((True, 2), (True, 1), (False, 1)), strict=True):
-        for one in kinds:
-            if one.slide == look.store.slide_id:
-                corners = [(round(x / scale), round(y / scale)) for x, y in (one.corners[0], one.corners[2])]
-                if fill:
-                    cv2.rectangle(picture, *corners, KINDS[one.name], cv2.FILLED)
-                    cv2.rectangle(picture, *corners, _BLACK, edge)
-                else:
-                    cv2.rectangle(picture, *corners, KINDS[one.name], 2)
+    for kinds, (filled, edge) in zip(regions, ((True, 2), (True, 1), (False, 2)), strict=True):
+        for one in (one for one in kinds if one.slide == look.store.slide_id):
+            start, stop = ((round(x / scale), round(y / scale)) for x, y in one.corners[::2])
+            colour = KINDS[one.name]
+            if filled:
+                cv2.rectangle(picture, start, stop, colour, cv2.FILLED)
+            cv2.rectangle(picture, start, stop, _BLACK if filled else colour, edge)
     return picture
 
 
