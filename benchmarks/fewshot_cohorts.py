@@ -38,7 +38,7 @@ class Scale:
     tile_tasks: tuple[str, ...] = ()
     """Options of `fewshot evaluate`."""
     loop_sites: int = len(NEW_SITES)
-    draws: int = 3
+    draws: int = 2
     """First sets of marks on a slide."""
     rounds: int = 4
     """Of more marks."""

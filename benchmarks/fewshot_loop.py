@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -224,22 +225,25 @@ class Pathologist:
 def tell(folders: Sequence[Path], meta: Path, *, draws: int, rounds: int) -> tuple[list[Story], Shown]:
     """All ways of marking from the same first marks, several times on each slide."""
     stories, shown = list[Story](), None
-    for folder in folders:
-        for draw in range(draws):
-            for strategy in STRATEGIES:
-                who, story = Pathologist(folder, meta, draw), Story(folder.name, strategy)
-                who.begin()
+    for folder, draw in product(folders, range(draws)):
+        who = Pathologist(folder, meta, draw)
+        who.begin()
+        first, said_first = who.adapt(), who.said(who.marked)
+        for strategy in STRATEGIES:
+            who, story, said = (
+                Pathologist(folder, meta, draw),
+                Story(folder.name, strategy, [first]),
+                said_first,
+            )
+            who.begin()  # the same marks again
+            count = len(who.marks)
+            for _ in range(rounds):
+                who.mark_more(strategy, *said)
                 story.rounds.append(who.adapt())
                 said = who.said(who.marked)
-                first, first_marks = said[0], len(who.marks)
-                for _ in range(rounds):
-                    who.mark_more(strategy, *said)
-                    story.rounds.append(who.adapt())
-                    said = who.said(who.marked)
-                stories.append(story)
-                if shown is None:
-                    shown = Shown(who.marked, tuple(who.marks), first_marks, first, *said)
-                print(f"  {folder.name}, draw {draw}, {strategy}: {story.rounds[-1]}", flush=True)
+            stories.append(story)
+            shown = shown or Shown(who.marked, tuple(who.marks), count, said_first[0], *said)
+            print(f"  {folder.name}, draw {draw}, {strategy}: {story.rounds[-1]}", flush=True)
     assert shown is not None
     return stories, shown
 

@@ -177,15 +177,25 @@ def facts(choice: Choice) -> dict[str, str]:
 
 def _try(method: Method, support: Support, labels: NDArray[np.int64], folds: Folds) -> Candidate:
     logits = np.empty((len(labels), support.classes))
-    for learnt, judged in folds:
-        (found,) = method.judge([some_of(support, learnt)], [some_of(support, judged).bags])
-        logits[judged] = found.double().cpu().numpy()
+    for alike in _alike(folds):
+        supports = [some_of(support, learnt) for learnt, _ in alike]
+        queries = [some_of(support, judged).bags for _, judged in alike]
+        for (_, judged), found in zip(alike, method.judge(supports, queries), strict=True):
+            logits[judged] = found.double().cpu().numpy()
     if not np.isfinite(logits).all():
         raise UsageError("its steps diverged on these marks", action="Use another learner")
     temperature = fit_temperature_of_few(logits, labels)
     chances = probabilities(logits, temperature)[np.arange(len(labels)), labels]
     loss = float(-np.log(np.maximum(chances, np.finfo(float).tiny)).mean())
     return Candidate(method, logits, balanced_accuracy(labels, logits), temperature, loss)
+
+
+def _alike(folds: Folds) -> list[list[tuple[Bags, Bags]]]:
+    """The folds, those of one size together: methods compute such tasks side by side."""
+    found: dict[int, list[tuple[Bags, Bags]]] = {}
+    for learnt, judged in folds:
+        found.setdefault(len(judged), []).append((learnt, judged))
+    return list(found.values())
 
 
 def some_of(support: Support, bags: Bags) -> Support:
