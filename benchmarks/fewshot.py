@@ -19,6 +19,7 @@ looking at the novel classes. What is there already is not made again: for a new
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,8 +57,8 @@ def main() -> None:
     stories, shown = tell(loop, folder / "tiles" / "meta", draws=scale.draws, rounds=scale.rounds)
     seconds = time_command(loop[0], folder / "tiles" / "meta")
     levels["slides"] = of_slides(folder / "slides", scale)
-    lines = [line for level, content in levels.items() for line in table(level, content)]
-    lines += loop_table(stories, seconds)
+    lines = [*table("tiles", levels["tiles"]), *stopping_table(folder / "tiles" / "meta")]
+    lines += [*loop_table(stories, seconds), *table("slides", levels["slides"])]
     words = "\n".join(lines)
     picture = DOCS / "fewshot.jpg" if options.write else folder / "fewshot.jpg"
     draw_picture(picture, levels=levels, stories=stories, shown=shown)
@@ -158,6 +159,27 @@ def _difference(one: Content) -> str:
     found = best["corrected"]
     word = f"**{verdict(one)}**" if verdict(one) == "gain" else verdict(one)
     return f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}), {word}"
+
+
+def stopping_table(meta: Path) -> Iterator[str]:
+    """The looks of each learner's training: the best, which it kept, and the last one."""
+    yield "### When meta-training stopped"
+    yield ""
+    yield "Accuracy on validation tasks, and the loss on tasks of the base classes, at two of the looks:"
+    yield ""
+    yield "| learner | best look: step | accuracy | loss | last look: step | accuracy | loss |"
+    yield "|---|---|---|---|---|---|---|"
+    with (meta / "curves.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for name in dict.fromkeys(row["learner"] for row in rows):
+        looks = [row for row in rows if row["learner"] == name]
+        best = next(row for row in reversed(looks) if row["best"] == "1")
+        cells = [
+            f"{row['step']} | {float(row['accuracy']):.3f} | {float(row['loss']):.3f}"
+            for row in (best, looks[-1])
+        ]
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
 
 
 def loop_table(stories: Sequence[Story], seconds: tuple[float, float]) -> Iterator[str]:

@@ -39,6 +39,8 @@ def draw_picture(
     FigureCanvasAgg(figure)
     ((above,), (below,)) = figure.subfigures(2, 1, height_ratios=[1, 1.15], squeeze=False)
     _slide(above.subplots(1, 5), shown)
+    handles = [Patch(color=_colour(name), label=name) for name in shown.ground.classes]
+    above.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="small")
     plots = below.subplots(1, len(levels) + 1)
     for axes, (title, content) in zip(plots, levels.items(), strict=False):
         _shots(axes, title, content)
@@ -58,11 +60,11 @@ def _slide(plots: Sequence[Axes], shown: Shown) -> None:
     marked, corrected = shown.marks[: shown.first_marks], shown.marks[shown.first_marks :]
     count = sum(len(tiles) for _, tiles in marked)
     more = sum(len(tiles) for _, tiles in corrected)
-    plots[0].set_title(f"a new slide, {count} tiles marked (o), {more} corrected (+)")
+    plots[0].set_title(f"marked: {count} (o), then {more} (+)")
     plots[1].set_title("truth at the tiles' centres")
     plots[2].set_title(f"after {count}: {_right(ground.truth, shown.first)}")
     plots[3].set_title(f"after {count + more}: {_right(ground.truth, shown.last)}")
-    plots[4].set_title("uncertainty, 0 to 1")
+    plots[4].set_title("uncertainty: white for no idea")
     for axes in plots:
         axes.imshow(thumbnail, extent=frame)
         axes.set_xticks([])
@@ -75,16 +77,12 @@ def _slide(plots: Sequence[Axes], shown: Shown) -> None:
     for axes, said in zip(plots[1:4], (ground.truth, shown.first, shown.last), strict=True):
         colours = np.array([_colour(name) for name in ground.classes])
         axes.imshow(_painted(shown, colours[np.maximum(said, 0)], said >= 0), extent=frame)
-    handles = [Patch(color=_colour(name), label=name) for name in ground.classes]
-    plots[1].legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize="small"
-    )
     grey = np.repeat(shown.uncertainty[:, None], 3, axis=1)
     plots[4].imshow(_painted(shown, grey, np.ones(len(grey), bool)), extent=frame)
 
 
 def _right(truth: Rows, said: Rows) -> str:
-    return f"{(truth == said)[truth >= 0].mean():.0%} of all right"
+    return f"{(truth == said)[truth >= 0].mean():.0%} right"
 
 
 def _painted(shown: Shown, colours: NDArray[np.floating[Any]], there: NDArray[np.bool_]) -> Rgb:
@@ -147,4 +145,4 @@ def _loop(axes: Axes, stories: Sequence[Story]) -> None:
     axes.set_xlabel("tiles marked on a slide of five tissues")
     axes.set_ylabel(f"accuracy, mean over {len(told)} first sets of marks")
     axes.grid(visible=True, axis="y", alpha=0.3)
-    axes.legend(fontsize="x-small", loc="lower right")
+    axes.legend(fontsize="x-small")
