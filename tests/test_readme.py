@@ -14,9 +14,20 @@ import pytest
 
 import cli
 from wsi.synthetic import write_cohort
+from wsi.tissue_cohort import Mixed, write_tissue_cohort
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+
+
+def names(parser: argparse.ArgumentParser) -> list[str]:
+    """Of all commands, those of two words by both."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, one in action.choices.items():
+                found += [f"{name} {word}" for word in names(one)] or [name]
+    return found
 
 
 def blocks(language: str) -> list[str]:
@@ -30,22 +41,38 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README takes for granted: slides/, new-slides/, labels.csv, slide.svs."""
+    """A folder with what the README takes for granted: slides/, new-slides/, labels.csv, slide.svs, ..."""
     folder = tmp_path_factory.mktemp("desk")
     write_cohort(folder / "slides", count=16, seed=5, size=(1024, 768))  # five a class to train on
     (folder / "slides" / "labels.csv").rename(folder / "labels.csv")
     (folder / "new-slides").mkdir()
     shutil.copy(folder / "slides" / "synth-000.svs", folder / "new-slides" / "new.svs")
     shutil.copy(folder / "slides" / "synth-000.svs", folder / "slide.svs")
+    lay_out_few_shots(folder)
     return folder
 
 
+def lay_out_few_shots(folder: Path) -> None:
+    """marked/, regions/, patients.csv and new-7.geojson: tissues of two sites, the second for testing."""
+    plan = Mixed(("lymphoid", "muscle", "tumour"), 3)
+    marked = folder / "marked"
+    write_tissue_cohort(marked, plan=plan, sites=range(2), patients_per_site=4, seed=1, size=(1024, 1024))
+    (marked / "annotations").rename(folder / "regions")
+    shutil.rmtree(marked / "masks")
+    lines = (marked / "labels.csv").read_text().splitlines()
+    split = ["split", *("test" if line.startswith("site1") else "train" for line in lines[1:])]
+    table = "\n".join(f"{line},{side}" for line, side in zip(lines, split, strict=True))
+    (folder / "patients.csv").write_text(table + "\n")
+    (marked / "labels.csv").unlink()
+    (marked / "site1-p00-0.svs").rename(marked / "new-7.svs")
+    (folder / "regions" / "site1-p00-0.geojson").rename(folder / "new-7.geojson")
+    table = (folder / "patients.csv").read_text().splitlines()
+    (folder / "patients.csv").write_text("\n".join(t for t in table if "site1-p00" not in t) + "\n")
+
+
 def test_the_readme_shows_every_command() -> None:
-    subparsers = next(
-        action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    shown = {words[1] for words in commands()}
-    assert shown | {"demo"} == set(subparsers.choices)
+    shown = {" ".join(words[1:3]) for words in commands()} | {words[1] for words in commands()}
+    assert set(names(cli.build_parser())) - shown == {"demo"}
     assert "make demo" in README
 
 
@@ -59,6 +86,7 @@ def test_every_command_runs_as_written(
         assert "ERROR" not in errors, f"{words}: {errors}"
         assert code == 0 or words[1] == "doctor", words  # what doctor finds here is not the README's doing
     assert (desk / "new-results/slides/new/heatmaps/model/heatmap-tumour.ome.tif").is_file()
+    assert (desk / "tissues/slides/new-7/heatmaps/adapted/overlay-uncertainty.png").is_file()
 
 
 def test_the_python_runs_as_written(desk: Path) -> None:
