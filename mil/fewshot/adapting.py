@@ -5,6 +5,10 @@ what it says. Its members are the heads of the cross-validation by which the way
 each marked tile or slide is judged by a head that did not learn from it; they share one temperature, and
 their disagreement is part of the uncertainty. Beside them the folder holds ``support.csv``, what was marked
 and what was said of it, and ``choice.csv``, what each candidate would have been worth.
+
+Temperature and conformal rule rest on what these heads say of bags that they did not learn from: on few, of
+few regions or patients, and of a way to learn that was chosen by the same ones. They hold for more marks like
+these, not for slides of another kind.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def load_meta(folder: Path) -> tuple[Meta, Learners]:
     dim = meta.features.dim
     statistics = read_state(folder / STATISTICS_FILE)
     stepping = [load_learner(folder, name, recipe=meta.recipe, dim=dim).method for name in meta.learners]
-    order = list(KINDS)
+    order = list(KINDS)  # the recipe was checked: it names no others
     stepping.sort(key=lambda method: order.index(method.name))
     return meta, Learners(statistics["mean"], statistics["deviation"], tuple(stepping))
 

@@ -31,7 +31,7 @@ from mil.fewshot.episodes import Episode, EpisodeSampler, Shape
 from mil.fewshot.learners import LastLayer
 from mil.fewshot.methods import Stepping, Support, plain
 from mil.fewshot.pool import Pool
-from mil.fewshot.recipe import Kind, MetaRecipe
+from mil.fewshot.recipe import KINDS, Kind, MetaRecipe
 from mil.heads import HEADS, Head, build_head
 from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of
 from wsi.errors import MicrotomeError, UsageError
@@ -93,7 +93,8 @@ class MetaTraining:
     Raises
     ------
     UsageError
-        Tasks of the recipe's shape cannot be drawn; see `EpisodeSampler`.
+        Tasks of the recipe's shape cannot be drawn; see `EpisodeSampler`. The head does not take these
+        settings, or cannot be had for such tasks; an alignment would do nothing.
     """
 
     def __init__(
@@ -106,6 +107,8 @@ class MetaTraining:
         self._samplers = [self._sampler(base, shots) for shots in recipe.shots]
         self._looked_at = [self._sampler(validation, shots) for shots in recipe.shots]
         self._statistics = [torch.from_numpy(values) for values in base.statistics()]
+        with seeded(recipe.seed, self.device):
+            self._begin(KINDS[recipe.kinds[0]])  # settings that the head does not take are refused now
 
     def _sampler(self, pool: Pool, shots: int) -> EpisodeSampler:
         ways = min(self.recipe.ways, len(pool.classes))

@@ -250,6 +250,14 @@ def test_a_head_without_embeddings_is_refused_where_it_cannot_be() -> None:
     assert "--ways 3" in str(refused.value)
 
 
+def test_settings_that_the_head_does_not_take_are_refused_before_anything_is_trained() -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(UsageError, match="there is no 'width'"):
+        MetaTraining(BASE, VALIDATION, replace(QUICK, settings={"width": 3}))
+    MetaTraining(BASE, VALIDATION, QUICK)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_training_that_diverges_says_so() -> None:
     def outer(*arguments: object) -> Slopes:
         return Slopes(torch.tensor(torch.nan), {}, {})
