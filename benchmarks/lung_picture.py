@@ -69,13 +69,13 @@ def _said(look: Look) -> NDArray[np.float64]:
 
 def _over(look: Look, colours: NDArray[np.floating], *, alpha: float = 0.6) -> Rgb:
     """The thumbnail, grey under the tiles and tinted."""
-    picture, (scale, _) = _small(look)
-    side = look.store.record["tile_level0"][0]
+    plain, (scale, _) = _small(look)
+    picture, side = plain.copy(), look.store.record["tile_level0"][0]
     for (x, y), colour in zip(look.store.origins.tolist(), colours, strict=True):
         edges = [round(v / scale) for v in (y, y + side, x, x + side)]
-        part = picture[edges[0] : edges[1], edges[2] : edges[3]]
-        light = part.mean(axis=2, keepdims=True)
-        part[:] = np.rint(alpha * colour + (1 - alpha) * light).astype(np.uint8)
+        at = slice(edges[0], edges[1]), slice(edges[2], edges[3])
+        light = plain[at].mean(axis=2, keepdims=True)
+        picture[at] = np.rint(alpha * colour + (1 - alpha) * light).astype(np.uint8)
     return picture
 
 
@@ -92,7 +92,7 @@ def _with_regions(look: Look, regions: tuple[Sequence[Rectangle], ...]) -> Rgb:
 
 
 def _small(look: Look) -> tuple[Rgb, tuple[float, float]]:
-    """The thumbnail within `_EDGE`, cropped to the tiles' frame, and its scale."""
+    """The thumbnail within `_EDGE`, and its level-0 pixels per pixel."""
     thumbnail, (scale_x, scale_y) = read_thumbnail(look.store)
     factor = _EDGE / max(thumbnail.shape[:2])
     size = (round(thumbnail.shape[1] * factor), round(thumbnail.shape[0] * factor))

@@ -74,6 +74,5 @@ HELD_OUT = (
 CORRECTIONS = (
     Rectangle(HE3, NO_NUCLEI, 5050, 3650, 5550, 4150),
     Rectangle(HE3, NO_NUCLEI, 3300, 8850, 3800, 9300),
-    Rectangle(HE1, FIBRES, 13600, 21150, 14000, 21500),
 )
 """Marked after the first model was looked at."""
