@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.commands import microtome
 from benchmarks.fewshot_cohorts import FULL, QUICK, Scale, write_findings, write_loop, write_tiles
-from benchmarks.fewshot_loop import STRATEGIES, Story, tell, time_command
+from benchmarks.fewshot_loop import FIRST, MORE, STRATEGIES, Story, tell, time_command
 from benchmarks.fewshot_picture import draw_picture
 from mil.fewshot.tables import verdict
 from wsi.durable import write_file
@@ -190,8 +190,8 @@ def loop_table(stories: Sequence[Story], seconds: tuple[float, float]) -> Iterat
     yield ""
     of_one = len(stories) // len(STRATEGIES)
     yield (
-        f"{len(places)} new slides of five unseen tissues, each at a site of its own; {of_one} first sets of "
-        f"marks in all, five tiles a tissue, and five more tiles a round. Accuracy, mean over these: "
+        f"New slides of eight unseen tissues at {len(places)} new sites; {of_one} first sets of marks, "
+        f"{FIRST} tiles a tissue, and {MORE} more tiles a round. Accuracy, mean over these: "
         "on the half of the slide that is never marked / on another slide of the same patient. Gains: ± "
         f"standard error over the {of_one}."
     )
@@ -224,9 +224,9 @@ def loop_table(stories: Sequence[Story], seconds: tuple[float, float]) -> Iterat
     )
     yield f"- Picked, of {len(names)} times: {', '.join(f'{name} {-count}' for count, name in picked)}."
     yield (
-        "- One `adapt`, with scores and heatmaps of both slides, took "
+        "- One `adapt`, with scores and heatmaps of the slide, took "
         f"{np.median([e.seconds for e in every]):.1f} s ({np.median([e.processor for e in every]):.1f} s on "
-        f"the processor), median of {len(every)}; of one slide from the shell, Python's start included, "
+        f"the processor), median of {len(every)}; from the shell, Python's start included, "
         f"{seconds[0]:.1f} s ({seconds[1]:.1f} s)."
     )
     yield ""

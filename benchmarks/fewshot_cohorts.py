@@ -37,7 +37,7 @@ class Scale:
     """Options of `fewshot train`."""
     tile_tasks: tuple[str, ...] = ()
     """Options of `fewshot evaluate`."""
-    loop_sites: int = len(NEW_SITES)
+    loop_sites: int = 2
     draws: int = 2
     """First sets of marks on a slide."""
     rounds: int = 4
@@ -112,24 +112,22 @@ def write_findings(folder: Path, scale: Scale) -> None:
 
 
 def write_loop(folder: Path, scale: Scale) -> list[Path]:
-    """For each new site a folder: two slides of one patient, ``slides/``, cut and encoded in ``results/``.
+    """For some new sites a folder: two slides of one patient, ``slides/``, cut and encoded in ``results/``.
 
-    Both hold the same five tissues, none of them known to any learner: the first five by name at the first
-    site, and so on, two further at each.
+    Each slide holds all novel tissues.
     """
     folders = []
-    for number, site in enumerate(NEW_SITES[: scale.loop_sites]):
-        names = tuple((NOVEL * 2)[2 * number : 2 * number + 5])
+    for site in NEW_SITES[: scale.loop_sites]:
         at = folder / f"site{site}"
         if not (at / "slides" / "labels.csv").exists():
             write_tissue_cohort(
                 at / "slides",
-                plan=Mixed(names, per_slide=5),
+                plan=Mixed(NOVEL, per_slide=len(NOVEL)),
                 sites=[site],
                 patients_per_site=1,
                 slides_per_patient=2,
                 seed=SEED + 2,
-                size=(2048, 2048),
+                size=(3072, 3072),
             )
         cut(at / "results", at / "slides")
         folders.append(at)

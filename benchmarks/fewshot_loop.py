@@ -1,12 +1,12 @@
 """The feedback loop with a simulated pathologist: mark, adapt, look, mark what is wrong, adapt again.
 
-On a slide with five tissues that no learner knows, two small regions of each are marked, five tiles a class.
-Then five more tiles are marked in each round, in one of three ways (`STRATEGIES`). All that is learnt from
-are the GeoJSON files that `microtome adapt` reads; truth comes from the masks of the drawn slides.
+On a slide of tissues that no learner knows two small regions of each are marked, five tiles a class. Then ten
+more tiles are marked in each round, in one of three ways (`STRATEGIES`). All that is learnt from are the
+GeoJSON files that `microtome adapt` reads; truth comes from the masks of the drawn slides.
 
 Half of the slide, blocks of two by two tiles drawn by lot, is never marked in any way of marking: on it all
 ways are compared, and on another slide of the same patient. A tile's truth is the tissue at its centre,
-whatever else it shows. Marked are only tiles of which nine tenths show one tissue.
+whatever else it shows. Marked are only tiles of which three quarters are that tissue.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 
 import cli
 from mil.checkpoint import load_model
+from mil.features import read_bag
+from mil.predict import encoder_key, predict_bag
 from tiling.output import Output
 from tiling.store import TileStore
 from wsi.annotations import Annotation
@@ -37,14 +39,14 @@ from wsi.specimen import MASK_SCALE
 from wsi.tissues import TISSUES
 
 MODEL = "adapted"
-FIRST, MORE = 5, 5
+FIRST, MORE = 5, 10
 """Tiles of a class that are marked at first, and tiles that each round adds."""
 STRATEGIES = {
     "corrected": "tiles that the model has wrong",
     "uncertain": "tiles that it is least sure of",
     "random": "any tiles",
 }
-_PURE = 0.9
+_PURE = 0.75
 Rows = NDArray[np.int64]
 
 
@@ -57,7 +59,7 @@ class Ground:
     truth: Rows
     """``(n,)``: the class at the tile's centre; -1 on glass."""
     pure: NDArray[np.bool_]
-    """``(n,)``: whether nine tenths of the tile are that class."""
+    """``(n,)``: whether three quarters of the tile are that class."""
     blocks: Rows
     """``(n,)``: the number of the block of two by two tiles."""
 
@@ -186,7 +188,7 @@ class Pathologist:
         colours = {name: TISSUES[name].colour for name in self.marked.classes}
         write_annotations(path, [self._annotation(*mark) for mark in self.marks], colours=colours)
         words = ["adapt", "-o", str(self.folder / "results"), "--annotations", str(path)]
-        words += ["--model", str(self.meta), "--name", MODEL, "--overwrite", "--every-slide", "--quiet"]
+        words += ["--model", str(self.meta), "--name", MODEL, "--overwrite", "--quiet"]
         began, used = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             if cli.main(words):
@@ -206,12 +208,10 @@ class Pathologist:
 
     def said(self, ground: Ground) -> tuple[Rows, NDArray[np.float32]]:
         """``(n,)`` the class that scores highest, numbered as in the truth, and the uncertainty."""
-        model, _ = load_model(ground.store.output.root / "models" / MODEL)
-        scores, _ = ground.store.scores(MODEL)
-        found = ground.store.uncertainty(MODEL)
-        assert found is not None
+        model, ensemble = load_model(ground.store.output.root / "models" / MODEL)
+        found = predict_bag(ensemble, read_bag(ground.store, encoder_key(model)))
         numbers = np.array([ground.classes.index(name) for name in model.classes])
-        return numbers[scores.argmax(axis=1)], found[0]
+        return numbers[found.tile_scores.argmax(axis=1)], found.uncertainty
 
     def _annotation(self, name: str, tiles: Rows) -> Annotation:
         side = round(self.marked.store.record["tile_level0"][0])

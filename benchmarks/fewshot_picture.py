@@ -142,7 +142,7 @@ def _loop(axes: Axes, stories: Sequence[Story]) -> None:
         )
         axes.plot(tiles, here, lw=2, label=f"{strategy}, rest of the slide", **style)
         axes.plot(tiles, there, lw=1, ls=":", label=f"{strategy}, the patient's other slide", **style)
-    axes.set_xlabel("tiles marked on a slide of five tissues")
+    axes.set_xlabel("tiles marked on a slide of eight tissues")
     axes.set_ylabel(f"accuracy, mean over {len(told)} first sets of marks")
     axes.grid(visible=True, axis="y", alpha=0.3)
     axes.legend(fontsize="x-small")
