@@ -122,7 +122,7 @@ def test_a_learnt_start_is_for_as_many_classes_as_it_was_learnt_with(name: str) 
     assert all(learner.start(parameters, draw_tiles(3, 1))[key] is parameters[key] for key in parameters)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("start", NOT_LEARNT)
 @pytest.mark.parametrize("name", EMBEDS)
 def test_one_learner_adapts_to_any_number_of_classes_and_its_head_stands_by_itself(
