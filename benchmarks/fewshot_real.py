@@ -137,7 +137,7 @@ def enclosed(polygon: Polygon) -> float:
 
 
 def ask_stains(folder: Path, table: Sequence[tuple[Path, dict[str, str]]], *, device: str) -> None:
-    """Which learner tells stains of real sections from a few tiles, in two of all ways to group them."""
+    """Which learner tells H&E from other stains of real sections by a few tiles."""
     meta, results = learn(folder, STAINS, device=device), folder / "results"
     stated: list[str] = []
     silent: list[str] = []

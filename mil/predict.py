@@ -20,7 +20,7 @@ from torch import Tensor
 from mil.bags import Bag, each_alone, pack
 from mil.checkpoint import Judges, Model
 from mil.encoder import folder_name
-from mil.ensemble import Ensemble, as_ensemble, bag_logits, check_length, in_eval_mode
+from mil.ensemble import Ensemble, as_ensemble, check_length, in_eval_mode
 from mil.features import FeatureRecipe, feature_items, read_bag
 from mil.gate import Gate
 from mil.heads import Head
@@ -77,12 +77,9 @@ def predict_bag(model: Head | Ensemble, bag: Bag) -> Prediction:
     """
     ensemble = as_ensemble(model)
     check_length(bag, ensemble.dim)
-    logits = np.concatenate([bag_logits(member, [bag]) for member in ensemble.members])  # (M, C)
-    if not np.isfinite(logits).all():
-        raise _gives_nan(bag)
+    logits, tiles = _judge(ensemble, bag)  # (M, C)
     each = ensemble.calibrated(logits)  # (M, C)
     count = len(ensemble.members)
-    tiles = _judge_tiles(ensemble, bag)
     return Prediction(
         probabilities=each.mean(axis=0),
         member_probabilities=each,
@@ -92,20 +89,24 @@ def predict_bag(model: Head | Ensemble, bag: Bag) -> Prediction:
     )
 
 
-def _judge_tiles(ensemble: Ensemble, bag: Bag) -> dict[str, NDArray[np.float32]]:
-    """What `Prediction` says of the tiles, by the names of its fields."""
+def _judge(ensemble: Ensemble, bag: Bag) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float32]]]:
+    """``(M, C)`` logits of the bag, and what `Prediction` says of its tiles, by the names of its fields."""
     count = len(ensemble.members)
     features = pack([bag], device=ensemble.device)
+    logits = []
     scores, attention, within = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for member, temperature in zip(ensemble.members, ensemble.temperatures, strict=True):
         with in_eval_mode(member):
-            weights = segment_softmax(member(features).attention_logits, features.bag_of_row, 1)  # (n, K)
+            output = member(features)
+            weights = segment_softmax(output.attention_logits, features.bag_of_row, 1)  # (n, K)
             slices = torch.split(features.features, ROWS_PER_SLICE)
             alone = torch.cat([_scores_alone(member, rows, temperature) for rows in slices])  # (n, C)
+        logits.append(output.logits.double().cpu())
         scores = scores.to(alone.device) + alone / count
         attention = attention.to(alone.device) + weights.mean(dim=1) / count
         within = within.to(alone.device) + _entropy(alone) / count
-    if not scores.isfinite().all():
+    of_bag = torch.cat(logits)  # (M, C)
+    if not (scores.isfinite().all() and of_bag.isfinite().all()):
         raise _gives_nan(bag)
     total = _entropy(scores)  # (n,); of one member the very numbers of `within`
     named = {
@@ -114,7 +115,7 @@ def _judge_tiles(ensemble: Ensemble, bag: Bag) -> dict[str, NDArray[np.float32]]
         "uncertainty": total.clip(0, 1).float(),  # beyond these by rounding only
         "disagreement": (total - within).clip(0, 1).float(),
     }
-    return {name: values.cpu().numpy() for name, values in named.items()}
+    return of_bag.numpy(), {name: values.cpu().numpy() for name, values in named.items()}
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

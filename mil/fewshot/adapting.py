@@ -45,7 +45,7 @@ from wsi.errors import UsageError
 
 ADVISED = 5
 """Tiles or slides of a class below which a user is warned."""
-MOST = 200
+MOST = 100
 """Tiles of a class that are learnt from; of more so many are drawn, of all regions alike."""
 MOST_OF_SLIDE = 1024
 """Tiles of a slide that are learnt from, at slide level."""

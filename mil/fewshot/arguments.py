@@ -138,7 +138,7 @@ def add_adapting(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--learner", metavar="NAME", help="the way to learn (default: the best by cross-validation)"
     )
-    parser.add_argument("--most", type=int, help="tiles of a class to learn from, at most (default 200)")
+    parser.add_argument("--most", type=int, help="tiles of a class to learn from, at most (default 100)")
     parser.add_argument("--threshold", type=float, help="least confidence without review (default 0.8)")
     parser.add_argument("--seed", type=int, help="of the draw among more tiles (default 0)")
     _add_device(parser)
