@@ -224,10 +224,8 @@ def loop_table(stories: Sequence[Story], seconds: tuple[float, float]) -> Iterat
     )
     yield f"- Picked, of {len(names)} times: {', '.join(f'{name} {-count}' for count, name in picked)}."
     yield (
-        "- One `adapt`, with scores and heatmaps of the slide, took "
-        f"{np.median([e.seconds for e in every]):.1f} s ({np.median([e.processor for e in every]):.1f} s on "
-        f"the processor), median of {len(every)}; from the shell, Python's start included, "
-        f"{seconds[0]:.1f} s ({seconds[1]:.1f} s)."
+        "- One `adapt` from the shell, Python's start, scores and heatmaps of the slide included, took "
+        f"{seconds[0]:.1f} s, and {seconds[1]:.1f} s on the processor, with {every[-1].tiles} tiles marked."
     )
     yield ""
 

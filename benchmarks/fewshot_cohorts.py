@@ -38,6 +38,8 @@ class Scale:
     tile_tasks: tuple[str, ...] = ()
     """Options of `fewshot evaluate`."""
     loop_sites: int = 2
+    loop_size: int = 3072
+    """Pixels of a side of its slides."""
     draws: int = 2
     """First sets of marks on a slide."""
     rounds: int = 4
@@ -57,18 +59,23 @@ class Scale:
 
 
 FULL = Scale()
+_FEW = ("--shots", "1", "5", "--queries", "5")
 QUICK = Scale(
-    known_sites=3,
-    new_patients=3,
-    tile_training=("--shots", "1", "5", "--queries", "5", "--iterations", "20"),
-    tile_tasks=("--shots", "1", "5", "--queries", "5", "--episodes", "50"),
+    known_sites=2,
+    new_patients=2,
+    tile_training=(*_FEW, "--iterations", "20", "--validation-tasks", "10"),
+    tile_tasks=(*_FEW, "--episodes", "30"),
     loop_sites=1,
+    loop_size=2560,
     draws=1,
     rounds=2,
-    finding_sites=3,
+    finding_sites=2,
     finding_patients=1,
     new_finding_patients=1,
-    slide_training=("--shots", "1", "--iterations", "4", "--tasks-per-step", "2", "--validation-tasks", "3"),
+    slide_training=(
+        *("--shots", "1", "--queries", "1", "--iterations", "4", "--tasks-per-step", "2"),
+        *("--validation-tasks", "2"),
+    ),
     slide_tasks=("--shots", "1", "--episodes", "10"),
 )
 
@@ -127,7 +134,7 @@ def write_loop(folder: Path, scale: Scale) -> list[Path]:
                 patients_per_site=1,
                 slides_per_patient=2,
                 seed=SEED + 2,
-                size=(3072, 3072),
+                size=(scale.loop_size, scale.loop_size),
             )
         cut(at / "results", at / "slides")
         folders.append(at)

@@ -11,8 +11,6 @@ whatever else it shows. Marked are only tiles of which three quarters are that t
 
 from __future__ import annotations
 
-import contextlib
-import io
 import resource
 import subprocess
 import sys
@@ -27,9 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cli
+from benchmarks.commands import microtome
 from mil.checkpoint import load_model
 from mil.features import read_bag
+from mil.fewshot.adapting import AdaptRecipe, adapt_to_tiles
 from mil.predict import encoder_key, predict_bag
+from tiling.marks import read_marks
 from tiling.output import Output
 from tiling.store import TileStore
 from wsi.annotations import Annotation
@@ -102,8 +103,7 @@ class Round:
     promised: float
     """Balanced accuracy that `adapt` gives out, by cross-validation on the marks."""
     learner: str
-    seconds: float
-    processor: float
+    """Which was picked."""
 
 
 @dataclass
@@ -182,18 +182,19 @@ class Pathologist:
     def _draw(self, at: Rows, count: int) -> Rows:
         return self.rng.choice(at, min(count, len(at)), replace=False)
 
-    def adapt(self) -> Round:
-        """Write the marks as QuPath would, run the command, and hold what it says against the truth."""
+    def adapt(self, *, by_command: bool = False) -> Round:
+        """Write the marks as QuPath would, learn from the file, and hold what is said against the truth.
+
+        The function behind the command does the same, but for scores and heatmaps on disk.
+        """
         store, path = self.marked.store, self.folder / f"{self.marked.store.slide_id}.geojson"
         colours = {name: TISSUES[name].colour for name in self.marked.classes}
         write_annotations(path, [self._annotation(*mark) for mark in self.marks], colours=colours)
-        words = ["adapt", "-o", str(self.folder / "results"), "--annotations", str(path)]
-        words += ["--model", str(self.meta), "--name", MODEL, "--overwrite", "--quiet"]
-        began, used = time.perf_counter(), time.process_time()
-        with contextlib.redirect_stdout(io.StringIO()):
-            if cli.main(words):
-                sys.exit("adapt failed")
-        seconds, processor = time.perf_counter() - began, time.process_time() - used
+        if by_command:
+            microtome(*adapt_words(self.folder, path, self.meta, MODEL))
+        else:
+            marked, folder = [(store, read_marks(path, store))], store.output.root / "models" / MODEL
+            adapt_to_tiles(marked, meta=self.meta, folder=folder, recipe=AdaptRecipe(), overwrite=True)
         model, _ = load_model(store.output.root / "models" / MODEL)
         here, there = (self.said(ground)[0] for ground in (self.marked, self.other))
         return Round(
@@ -202,8 +203,6 @@ class Pathologist:
             there=float((there == self.other.truth)[self.other.truth >= 0].mean()),
             promised=float(model.training["balanced_accuracy"]),
             learner=str(model.training["learner"]),
-            seconds=seconds,
-            processor=processor,
         )
 
     def said(self, ground: Ground) -> tuple[Rows, NDArray[np.float32]]:
@@ -228,7 +227,7 @@ def tell(folders: Sequence[Path], meta: Path, *, draws: int, rounds: int) -> tup
     for folder, draw in product(folders, range(draws)):
         who = Pathologist(folder, meta, draw)
         who.begin()
-        first, said_first = who.adapt(), who.said(who.marked)
+        first, said_first = who.adapt(by_command=True), who.said(who.marked)
         for strategy in STRATEGIES:
             who, story, said = (
                 Pathologist(folder, meta, draw),
@@ -248,11 +247,16 @@ def tell(folders: Sequence[Path], meta: Path, *, draws: int, rounds: int) -> tup
     return stories, shown
 
 
+def adapt_words(folder: Path, annotations: Path, meta: Path, name: str) -> list[str]:
+    """The command's words."""
+    words = ["adapt", "-o", str(folder / "results"), "--annotations", str(annotations), "--model", str(meta)]
+    return [*words, "--name", name, "--overwrite", "--quiet"]
+
+
 def time_command(folder: Path, meta: Path) -> tuple[float, float]:
     """Seconds, and seconds on the processor, of one `adapt` from the shell: the marks of the last story."""
     (path,) = folder.glob("*.geojson")
-    words = [sys.executable, str(Path(cli.__file__)), "adapt", "-o", str(folder / "results")]
-    words += ["--annotations", str(path), "--model", str(meta), "--name", "timed", "--overwrite", "--quiet"]
+    words = [sys.executable, str(Path(cli.__file__)), *adapt_words(folder, path, meta, "timed")]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
