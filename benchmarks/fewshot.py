@@ -165,7 +165,10 @@ def stopping_table(meta: Path) -> Iterator[str]:
     """The looks of each learner's training: the best, which it kept, and the last one."""
     yield "### When meta-training stopped"
     yield ""
-    yield "Accuracy on validation tasks, and the loss on tasks of the base classes, at two of the looks:"
+    yield (
+        "Of the learners of tiles: accuracy on the validation tasks, and the loss in training on the base "
+        "classes (each learner's is one of its own kind), at the best look, which was kept, and at the last:"
+    )
     yield ""
     yield "| learner | best look: step | accuracy | loss | last look: step | accuracy | loss |"
     yield "|---|---|---|---|---|---|---|"
