@@ -35,7 +35,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("microtome ")]
 
 
