@@ -3,7 +3,7 @@
 ::
 
     META/meta.json                     `Meta`: what the learners are, on which features, whom they have seen
-    META/statistics.safetensors        mean and deviation of the base features, ``(D,)`` each
+    META/statistics.safetensors        mean of the base features, ``(D,)``
     META/<learner>.safetensors         a head's tensors, and the logarithms of its inner rates
     META/<learner>.json                how it adapts, and its learning curve
     META/curves.csv, environment.json  for the reader
@@ -83,15 +83,13 @@ class Learners:
 
     centre: Tensor
     """``(D,)``: the base features' mean."""
-    deviation: Tensor
-    """``(D,)``: their standard deviation."""
     stepping: tuple[Stepping, ...]
     """In the order of `KINDS`."""
 
     @property
     def methods(self) -> tuple[Method, ...]:
         """Prototypes first, the simplest, then logistic regression, then the learners."""
-        return Prototypes(self.centre), Logistic(self.centre, self.deviation), *self.stepping
+        return Prototypes(self.centre), Logistic(self.centre), *self.stepping
 
 
 # Writing -------------------------------------------------------------------------------------------------
@@ -117,10 +115,9 @@ def keep_learner(draft: Draft, learner: TrainedLearner) -> None:
     draft.finish_part(method.name, [weights, facts])
 
 
-def write_statistics(draft: Draft, *, centre: Tensor, deviation: Tensor) -> None:
-    """Write the base features' mean and deviation into the draft."""
-    tensors = {"mean": centre.contiguous(), "deviation": deviation.contiguous()}
-    write_file(draft.folder / STATISTICS_FILE, to_safetensors(tensors))
+def write_statistics(draft: Draft, *, centre: Tensor) -> None:
+    """Write the base features' mean into the draft."""
+    write_file(draft.folder / STATISTICS_FILE, to_safetensors({"mean": centre.contiguous()}))
 
 
 # Reading -------------------------------------------------------------------------------------------------
@@ -169,7 +166,7 @@ def load_meta(folder: Path) -> tuple[Meta, Learners]:
     stepping = [load_learner(folder, name, recipe=meta.recipe, dim=dim).method for name in meta.learners]
     order = list(KINDS)  # the recipe was checked: it names no others
     stepping.sort(key=lambda method: order.index(method.name))
-    return meta, Learners(statistics["mean"], statistics["deviation"], tuple(stepping))
+    return meta, Learners(statistics["mean"], tuple(stepping))
 
 
 def _check_bytes(folder: Path) -> None:
@@ -243,4 +240,4 @@ def on_device(learners: Learners, device: torch.device) -> Learners:
         )
         for method in learners.stepping
     )
-    return Learners(learners.centre.to(device), learners.deviation.to(device), stepping)
+    return Learners(learners.centre.to(device), stepping)

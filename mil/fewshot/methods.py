@@ -1,8 +1,8 @@
 """Ways to learn from a few labelled bags: each makes a head that stands by itself.
 
 Two take no gradient steps: *prototypes*, the nearest class mean after centring and scaling to unit length
-(CL2N; Y. Wang et al., "SimpleShot", 2019, arXiv:1911.04623), and *logistic regression*. All others are
-`Stepping`: a head that takes gradient steps from where `mil.fewshot.training` left it, or from random ones.
+(CL2N; Y. Wang et al., "SimpleShot", 2019, arXiv:1911.04623), and *logistic regression* on the same vectors.
+All others are `Stepping`: a head that takes gradient steps from where `mil.fewshot.training` left it.
 
 ::
 
@@ -11,7 +11,7 @@ Two take no gradient steps: *prototypes*, the nearest class mean after centring 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from mil.bags import PackedBags
 from mil.fewshot.learners import Bags, LastLayer, Learner, class_means
@@ -81,13 +82,18 @@ def _judge_each(method: Method, supports: Sequence[Support], queries: Sequence[P
         ]
 
 
-def _linear_head(weight: Tensor, bias: Tensor, *, adaptor: str, statistics: Mapping[str, Tensor]) -> Head:
-    """The head ``linear`` with these weights ``(C, D)``, behind an adaptor with these buffers ``(D,)``."""
+def _unit_bags(bags: PackedBags, centre: Tensor) -> Tensor:
+    """``(n, D)``: of each bag the mean of its tiles' features, centred and scaled to unit length."""
+    unit = functional.normalize(bags.features - centre.to(bags.features.device), dim=1)  # (N, D)
+    return segment_mean(unit, bags.bag_of_row, len(bags))
+
+
+def _linear_head(weight: Tensor, bias: Tensor, *, centre: Tensor) -> Head:
+    """The head ``linear`` with these weights ``(C, D)``, of features that are centred and of unit length."""
     classes, dim = weight.shape
     with torch.random.fork_rng(devices=[]):
-        head = build_head("linear", dim=dim, classes=classes, adaptor=adaptor)
-    state = {f"{head.last_layer}.weight": weight, f"{head.last_layer}.bias": bias}
-    state |= {f"front.{name}": value for name, value in statistics.items()}
+        head = build_head("linear", dim=dim, classes=classes, adaptor="unit_length")
+    state = {f"{head.last_layer}.weight": weight, f"{head.last_layer}.bias": bias, "front.centre": centre}
     head.load_state_dict({name: value.detach().float().cpu() for name, value in state.items()})
     return head.eval()
 
@@ -102,15 +108,10 @@ class Prototypes:
 
     def fit(self, support: Support) -> Head:
         """See `Method.fit`."""
-        shifted = support.bags.features - self.centre.to(support.bags.features.device)  # (N, D)
-        unit = torch.nn.functional.normalize(shifted, dim=1)
-        bags = segment_mean(unit, support.bags.bag_of_row, len(support.bags))  # (n, D)
+        bags = _unit_bags(support.bags, self.centre)  # (n, D)
         means = class_means(bags, support.labels, support.classes)  # (C, D)
         return _linear_head(
-            _SHARPNESS * 2 * means,
-            -_SHARPNESS * means.square().sum(dim=1),
-            adaptor="unit_length",
-            statistics={"centre": self.centre},
+            _SHARPNESS * 2 * means, -_SHARPNESS * means.square().sum(dim=1), centre=self.centre
         )
 
     def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
@@ -120,28 +121,20 @@ class Prototypes:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Logistic:
-    """Multinomial logistic regression on standardised features, of a bag their mean."""
+    """Multinomial logistic regression on the features that prototypes see, of a bag their mean."""
 
-    mean: Tensor
-    """``(D,)``: of the features that other classes have."""
-    deviation: Tensor
-    """``(D,)``: their standard deviation."""
-    strength: float = 1.0
-    """C of scikit-learn: the inverse of the weight of the squared norm. 1 is its default."""
+    centre: Tensor
+    """``(D,)``: the mean of the features that other classes have."""
+    strength: float = 100.0
+    """C of scikit-learn, the inverse of the weight of the squared norm: vectors of unit length need more than
+    its default of 1. Chosen on validation tasks."""
     name: str = "logistic"
 
     def fit(self, support: Support) -> Head:
         """See `Method.fit`."""
-        device = support.bags.features.device
-        rows = (support.bags.features - self.mean.to(device)) / self.deviation.to(device)  # (N, D)
-        bags = segment_mean(rows, support.bags.bag_of_row, len(support.bags)).double().cpu().numpy()  # (n, D)
+        bags = _unit_bags(support.bags, self.centre).double().cpu().numpy()  # (n, D)
         weight, bias = fit_logistic(bags, support.labels.cpu().numpy(), strength=self.strength)
-        return _linear_head(
-            torch.from_numpy(weight),
-            torch.from_numpy(bias),
-            adaptor="standardised",
-            statistics={"mean": self.mean, "deviation": self.deviation},
-        )
+        return _linear_head(torch.from_numpy(weight), torch.from_numpy(bias), centre=self.centre)
 
     def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
         """See `Method.judge`."""

@@ -152,10 +152,12 @@ class Pool:
     def statistics(
         self, bags: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation of each feature over the rows of these bags, or of all.
+        """Mean of each feature over the rows of these bags, or of all, and one standard deviation for all.
 
-        Computed in float64, over a few thousand rows at a time. A deviation of 0 is given as 1, so that it
-        may be divided by.
+        It is the root of the mean variance, given for each feature. Deviations of their own would blow up
+        features that hardly ever vary, a hundredfold and more where another site does vary them. Computed in
+        float64, over a few thousand rows at a time. A deviation of 0 is given as 1, so that it may be divided
+        by.
 
         Returns
         -------
@@ -166,9 +168,8 @@ class Pool:
         first = self.features[rows[0]].astype(np.float64)  # (D,) what a constant feature differs from by 0
         mean = first + sum((self.features[part] - first).sum(axis=0) for part in parts) / len(rows)
         squares = sum(((self.features[part] - mean) ** 2).sum(axis=0) for part in parts)
-        deviation = np.sqrt(squares / len(rows)).astype(np.float32)
-        deviation[deviation == 0] = 1
-        return mean.astype(np.float32), deviation
+        deviation = float(np.sqrt(np.mean(squares / len(rows)))) or 1.0
+        return mean.astype(np.float32), np.full(self.dim, deviation, np.float32)
 
     def _rows(self, bags: NDArray[np.int64]) -> NDArray[np.int64]:
         """``(n,)`` rows of some bags, bag after bag."""

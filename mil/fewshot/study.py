@@ -223,8 +223,7 @@ def _publish(
     features: FeatureRecipe,
     recipe: MetaRecipe,
 ) -> Meta:
-    mean, deviation = (torch.from_numpy(values) for values in sides.base.statistics())
-    write_statistics(draft, centre=mean, deviation=deviation)
+    write_statistics(draft, centre=torch.from_numpy(sides.base.statistics()[0]))
     meta = Meta(
         name=draft.item.name,
         judges=Judges.TILES if sides.base.of_tiles else Judges.SLIDES,

@@ -37,12 +37,14 @@ from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of
 from wsi.errors import MicrotomeError, UsageError
 
 STATISTICS = "standardised"
-"""The adaptor in front of every learner: its buffers are the base features' mean and deviation."""
+"""The adaptor in front of every learner: its buffers are `Pool.statistics` of the base."""
 _RATES_PACE = 20.0  # learnt logarithms of rates have tenfolds to go where weights have thousandths
 _BATCH = 64  # bags of a step of ordinary training
 _LOOK_STEPS, _LOOK_RATE = 20, 0.1  # how a head is fine-tuned when ordinary training is looked at
-_STEPS_TRIED = (1, 2, 4)  # times the inner steps of training
-_TUNED = tuple(product((10, 30, 100), (0.03, 0.1, 0.3)))  # steps and rates of learners without learnt ones
+_STEPS_TRIED = (1, 2, 4, 10, 20, 40)  # times the inner steps of training
+_TUNED = tuple(
+    product((10, 30, 100, 300), (0.03, 0.1, 0.3))
+)  # steps and rates of learners without learnt ones
 _AT_ONCE = 25  # validation tasks that are judged side by side
 
 
