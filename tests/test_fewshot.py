@@ -65,7 +65,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _few_looks(patch: pytest.MonkeyPatch) -> None:
-    """Look at few tasks: nobody waits for learners that are any good."""
+    """Look at few tasks, and try few steps: nobody waits for learners that are any good."""
+    patch.setattr("mil.fewshot.training._TUNED", ((10, 0.1),))
+    patch.setattr("mil.fewshot.training._STEPS_TRIED", (1, 2))
     plainly = meta_recipe
 
     def recipe(arguments: Namespace, *, of_tiles: bool) -> MetaRecipe:
