@@ -45,11 +45,12 @@ from mil.ensemble import Ensemble
 from mil.evaluation.metrics import DEFINITIONS
 from mil.labels import LabelTable, read_labels
 from mil.predictions import Predictions, read_predictions
-from tiling.commit import begin, canonical, find_damage, load_commit
+from mil.reports import report_is_there
+from tiling.commit import begin, canonical
 from tiling.output import Output
 from tiling.versions import versions
 from wsi.durable import write_file
-from wsi.errors import DamagedError, RecipeError, UsageError
+from wsi.errors import UsageError
 
 METRICS_FILE, PREDICTIONS_FILE, LABELS_FILE = "metrics.json", "predictions.csv", "labels.csv"
 
@@ -149,7 +150,7 @@ def evaluate_model(
         for first, one in zip((True, False), trained, strict=False)
     ]
     recipe = _recipe(trained, table, features, settings) | _lesions(wanted, trained[0], features[0])
-    if _is_there(folder, recipe, overwrite=overwrite):
+    if report_is_there(folder, recipe, what="report", overwrite=overwrite):
         return Assessment(folder, json.loads((folder / METRICS_FILE).read_bytes()), made=False)
     ours, *others = [
         _cohorts(one, table, slides, path)
@@ -307,32 +308,6 @@ def _lesions(wanted: Wanted, trained: _Trained, slides: Slides | None) -> dict[s
             action=f"Give one to --lesion-class: {', '.join(trained.model.classes)}",
         )
     return {"lesions": {"class": name, "files": wanted.lesions.digests(list(slides.bags))}}
-
-
-def _is_there(folder: Path, recipe: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether this very report is there, whole; what is no report is never touched."""
-    if not folder.exists() and not folder.is_symlink():
-        return False
-    try:
-        commit = load_commit(folder) if folder.is_dir() else None
-    except DamagedError:
-        commit = None
-    if commit is None or commit.recipe.get("step") != "evaluation":
-        raise RecipeError(
-            "something that is not a report is there already",
-            path=folder,
-            action="Choose another folder with -o",
-        )
-    if commit.recipe == recipe:
-        return not any(find_damage(folder, commit, full=True))
-    if overwrite:
-        return False
-    differing = [key.removesuffix("_sha256") for key in recipe if commit.recipe.get(key) != recipe[key]]
-    raise RecipeError(
-        f"a report is there that was made with another {' and '.join(differing)}",
-        path=folder,
-        action="Choose another folder with -o, or --overwrite to replace it",
-    )
 
 
 def _publish(

@@ -30,6 +30,7 @@ from mil.fewshot.recipe import KINDS, MetaRecipe
 from mil.fewshot.training import STATISTICS, Look, TrainedLearner
 from mil.heads import build_head
 from mil.networks.weights import load_strictly, read_state
+from mil.training.records import table_bytes
 from tiling.commit import Draft, canonical, find_damage, read_commit
 from wsi.durable import write_file
 from wsi.errors import DamagedError, UsageError
@@ -221,13 +222,12 @@ def _not_a_meta(path: Path, reason: str) -> UsageError:
 
 def curves_to_csv(learners: Sequence[TrainedLearner]) -> bytes:
     """A line a look: learner, step, loss, accuracy on the validation tasks, whether it was the best yet."""
-    lines = ["learner,step,loss,accuracy,best"]
-    lines += [
-        f"{learner.method.name},{look.step},{look.loss!r},{look.accuracy!r},{int(look.best)}"
+    rows = [
+        (learner.method.name, look.step, repr(look.loss), repr(look.accuracy), int(look.best))
         for learner in learners
         for look in learner.looks
     ]
-    return ("\n".join(lines) + "\n").encode()
+    return table_bytes(("learner", "step", "loss", "accuracy", "best"), rows)
 
 
 def on_device(learners: Learners, device: torch.device) -> Learners:

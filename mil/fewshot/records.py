@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from mil.checkpoint import Model
 from mil.fewshot.choosing import Choice
+from mil.training.records import table_bytes
 from tiling.commit import COMMIT_FILE, find_damage, read_commit
 from wsi.errors import DamagedError, RecipeError
 
@@ -81,7 +80,7 @@ def support_csv(bags: Sequence[Row], classes: Sequence[str], chances: NDArray[np
         (row.slide_id, row.x, row.y, row.label, classes[int(chance.argmax())], *map(repr, chance.tolist()))
         for row, chance in zip(bags, chances, strict=True)
     ]
-    return _csv(header, rows)
+    return table_bytes(header, rows)
 
 
 def choice_csv(choice: Choice) -> bytes:
@@ -99,12 +98,4 @@ def choice_csv(choice: Choice) -> bytes:
         for one in choice.candidates
     ]
     rows += [(name, "", "", "", 0, reason) for name, reason in choice.left_out]
-    return _csv(header, rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return table_bytes(header, rows)

@@ -32,10 +32,10 @@ from mil.fewshot.pool import Pool
 from mil.fewshot.tables import patients_csv, report_md, table_csv, tasks_csv
 from mil.fewshot.unseen import choose_pool, require_fitting, ways_of
 from mil.fewshot.verdicts import RESAMPLES, Ranking, in_words, rank
-from tiling.commit import alone, begin, canonical, find_damage, load_commit
+from mil.reports import report_is_there
+from tiling.commit import alone, begin, canonical, load_commit
 from tiling.versions import versions
 from wsi.durable import write_file
-from wsi.errors import DamagedError, RecipeError
 
 FEWSHOT_FILE = "fewshot.json"
 FORMAT = 1
@@ -151,7 +151,7 @@ def evaluate_fewshot(
         "inputs": json.loads(canonical(dict(source.inputs))),
         "device": device.type,
     }
-    if _is_there(folder, recipe, overwrite=overwrite):
+    if report_is_there(folder, recipe, what="few-shot report", overwrite=overwrite):
         return FewshotReport(folder, json.loads((folder / FEWSHOT_FILE).read_bytes()), made=False)
     work = folder.parent / ".work"
     with alone(folder, work=work):
@@ -248,29 +248,3 @@ def _cautions(figures: FewshotFigures, card: Meta) -> list[str]:
             "meta-learners tend to fit these alone"
         )
     return found
-
-
-def _is_there(folder: Path, recipe: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether this very report is there, whole; what is no report is never touched."""
-    if not folder.exists() and not folder.is_symlink():
-        return False
-    try:
-        commit = load_commit(folder) if folder.is_dir() else None
-    except DamagedError:
-        commit = None
-    if commit is None or commit.recipe.get("step") != _STEP:
-        raise RecipeError(
-            "something that is not a few-shot report is there already",
-            path=folder,
-            action="Choose another folder with -o",
-        )
-    if commit.recipe == recipe:
-        return not any(find_damage(folder, commit, full=True))
-    if overwrite:
-        return False
-    differing = [key for key in recipe if commit.recipe.get(key) != recipe[key]]
-    raise RecipeError(
-        f"a report is there that was made with another {' and '.join(differing)}",
-        path=folder,
-        action="Choose another folder with -o, or --overwrite to replace it",
-    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mil.fewshot.evaluating import FewshotFigures
+from mil.training.records import table_bytes
 
 _COLUMNS = (
     *("shots", "method", "accuracy", "low", "high", "patients_low", "patients_high", "log_loss"),
@@ -20,7 +19,8 @@ _COLUMNS = (
 
 def table_csv(content: Mapping[str, Any]) -> bytes:
     """A line for every number of shots and method; blank where there is no such figure."""
-    return _csv([_COLUMNS, *(_row(found, one) for found in content["shots"] for one in found["methods"])])
+    rows = (_row(found, one) for found in content["shots"] for one in found["methods"])
+    return table_bytes(_COLUMNS, rows)
 
 
 def _row(found: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
@@ -51,24 +51,22 @@ def verdict(one: Mapping[str, Any]) -> str:
 
 def tasks_csv(figures: FewshotFigures) -> bytes:
     """A line for every task and method, gzip-compressed: of these all intervals over tasks are made."""
-    rows: list[Sequence[str]] = [("shots", "task", "method", "accuracy", "log_loss")]
+    rows: list[Sequence[str]] = []
     for shots, accuracy, log_loss in zip(figures.shots, figures.accuracy, figures.log_loss, strict=True):
         for task in range(figures.episodes):
             for name, right, loss in zip(figures.methods, accuracy[:, task], log_loss[:, task], strict=True):
                 rows.append((str(shots), str(task), name, repr(float(right)), repr(float(loss))))
-    return gzip.compress(_csv(rows), mtime=0)
+    return gzip.compress(table_bytes(("shots", "task", "method", "accuracy", "log_loss"), rows), mtime=0)
 
 
 def patients_csv(figures: FewshotFigures) -> bytes:
     """A line for every patient who was asked about: of these all intervals over patients are made."""
-    rows: list[Sequence[str]] = [
-        ("shots", "patient", "asked", *(f"right: {name}" for name in figures.methods))
-    ]
+    rows: list[Sequence[str]] = []
     for shots, asked, right in zip(figures.shots, figures.asked, figures.right, strict=True):
         for patient, name in enumerate(figures.patient_ids):
             if asked[patient]:
                 rows.append((str(shots), name, str(asked[patient]), *map(str, right[:, patient].tolist())))
-    return _csv(rows)
+    return table_bytes(("shots", "patient", "asked", *(f"right: {name}" for name in figures.methods)), rows)
 
 
 def report_md(content: Mapping[str, Any]) -> bytes:
@@ -151,9 +149,3 @@ def _ends(found: Mapping[str, float] | None) -> str:
 
 def _shots(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
-
-
-def _csv(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()

@@ -108,6 +108,7 @@ class MetaTraining:
         self._refuse_alignment()
         self._samplers = [self._sampler(base, shots) for shots in recipe.shots]
         self._looked_at = [self._sampler(validation, shots) for shots in recipe.shots]
+        self._bags_of = [np.flatnonzero(base.labels == label) for label in range(len(base.classes))]
         self._statistics = [torch.from_numpy(values) for values in base.statistics()]
         with seeded(recipe.seed, self.device):
             self._begin(KINDS[recipe.kinds[0]])  # settings that the head does not take are refused now
@@ -289,7 +290,7 @@ class MetaTraining:
         """The gradient of one step of ordinary training: a batch of base bags, all classes alike."""
         rng = np.random.default_rng([self.recipe.seed, step])
         classes = rng.integers(len(self.base.classes), size=_BATCH)
-        bags = np.array([rng.choice(np.flatnonzero(self.base.labels == label)) for label in classes])
+        bags = np.array([rng.choice(self._bags_of[label]) for label in classes])
         packed = self.base.pack(bags, self.device)
         head.train()
         head.zero_grad()

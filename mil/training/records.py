@@ -54,7 +54,7 @@ def splits_to_csv(table: LabelTable, predictions: Predictions) -> bytes:
         for side in Split
         for row in table.of(side)
     ]
-    return _csv(("slide_id", "patient", "label", "split", "fold"), rows)
+    return table_bytes(("slide_id", "patient", "label", "split", "fold"), rows)
 
 
 def history_to_csv(histories: Sequence[MemberHistory]) -> bytes:
@@ -68,7 +68,7 @@ def history_to_csv(histories: Sequence[MemberHistory]) -> bytes:
             shown = ("" if number is None else repr(number) for number in numbers)
             rows.append((history.member, epoch.number, *shown, int(epoch is history.kept)))
     names = ("learning_rate", "training_loss", "validation_loss", "validation_auroc")
-    return _csv(("member", "epoch", *names, "validation_balanced_accuracy", "kept"), rows)
+    return table_bytes(("member", "epoch", *names, "validation_balanced_accuracy", "kept"), rows)
 
 
 def environment_to_json() -> bytes:
@@ -135,7 +135,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+def table_bytes(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as bytes: UTF-8, a line a row, ends of one kind on every machine."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
