@@ -7,7 +7,7 @@ from mil.adaptors.channel_attention import ChannelAttention
 from mil.adaptors.contract import Adaptor
 from mil.adaptors.cross_scale import CrossScale
 from mil.adaptors.feature_pyramid import FeaturePyramid
-from mil.adaptors.standardised import Standardised
+from mil.adaptors.principal import Principal
 from mil.adaptors.unit_length import UnitLength
 
 __all__ = ["ADAPTORS", "Adaptor"]
@@ -17,7 +17,7 @@ _ADAPTORS: tuple[type[Adaptor], ...] = (
     CBAM,
     FeaturePyramid,
     CrossScale,
-    Standardised,
+    Principal,
     UnitLength,
 )
 

@@ -59,25 +59,25 @@ def scale_width(dim: int, scales: int) -> int:
     return dim // scales
 
 
-def statistic(what: str, values: Tensor, dim: int) -> Tensor:
-    """The values, if they can be those of D features.
+def statistic(what: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The values, if they can be a statistic of features.
 
     Parameters
     ----------
     what
         Named in the message.
     values
-        ``(D,)``.
-    dim
-        D.
+        They.
+    shape
+        Which they are to have.
 
     Raises
     ------
     ValueError
         They are of another shape, or not finite.
     """
-    if values.shape != (dim,):
-        raise ValueError(f"{what} has shape {tuple(values.shape)}, and features have length {dim}")
+    if values.shape != shape:
+        raise ValueError(f"{what}: shape {tuple(values.shape)}, and of these features it is {shape}")
     if not values.isfinite().all():
-        raise ValueError(f"{what} is not finite for some values")
+        raise ValueError(f"{what}: some values are not finite")
     return values.detach()

@@ -57,7 +57,7 @@ class UnitLength(Adaptor):
         ValueError
             Another length, or numbers that are not finite.
         """
-        self.centre.copy_(statistic("the centre", centre, self.dim))
+        self.centre.copy_(statistic("the centre", centre, (self.dim,)))
 
     def forward(self, bags: PackedBags) -> Tensor:
         """See `Adaptor.forward`."""

@@ -73,6 +73,9 @@ def add_training(parser: ArgumentParser) -> None:
     learners.add_argument(
         "--set", dest="settings", metavar="NAME=NUMBER", action="append", help="a setting of the head"
     )
+    learners.add_argument(
+        "--components", type=int, help="principal axes of the features that learners see (default 128)"
+    )
     tasks = parser.add_argument_group("tasks")
     _add_tasks(tasks)
     inner = parser.add_argument_group("inner loop")
@@ -220,15 +223,22 @@ def meta_recipe(arguments: Namespace, *, of_tiles: bool) -> MetaRecipe:
     """What `add_training` says; the defaults are the library's own."""
     from mil.fewshot.recipe import MetaRecipe
 
-    names = ("ways", "queries", "inner_steps", "inner_rate", "iterations", "tasks_per_step", "outer_rate")
-    said = given(arguments, *names, "alignment", "look_every", "patience", "validation_tasks", "seed", "head")
+    names = ("head", "components", "ways", "queries", "inner_steps", "inner_rate", "iterations")
+    said = given(
+        arguments,
+        *(*names, "tasks_per_step", "outer_rate", "alignment"),
+        *("look_every", "patience", "validation_tasks", "seed"),
+    )
     for name in ("kinds", "shots"):
         if getattr(arguments, name) is not None:
             said[name] = tuple(getattr(arguments, name))
     if not of_tiles:
         said = {"head": "gated_abmil", "settings": {"hidden": 128, "attention": 64}, "queries": 2} | said
-    if arguments.head or arguments.settings:
-        said["settings"] = settings_of(arguments.settings or ())
+    settings = settings_of(arguments.settings or ())
+    if arguments.head:  # the settings of another head say nothing of this one
+        said["settings"] = settings
+    elif settings:
+        said["settings"] = {**MetaRecipe(**said).settings, **settings}
     return MetaRecipe(**said, within_site=arguments.within_site, learn_rates=arguments.learn_rates)
 
 

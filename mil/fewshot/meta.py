@@ -3,7 +3,7 @@
 ::
 
     META/meta.json                     `Meta`: what the learners are, on which features, whom they have seen
-    META/statistics.safetensors        mean of the base features, ``(D,)``
+    META/statistics.safetensors        mean and axes of the base features: `Principal`
     META/<learner>.safetensors         a head's tensors, and the logarithms of its inner rates
     META/<learner>.json                how it adapts, and its learning curve
     META/curves.csv, environment.json  for the reader
@@ -22,12 +22,13 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from mil.adaptors.principal import Principal
 from mil.checkpoint import Judges
 from mil.features import FeatureRecipe
 from mil.fewshot.learners import LastLayer
 from mil.fewshot.methods import Logistic, Method, Prototypes, Stepping
 from mil.fewshot.recipe import KINDS, MetaRecipe
-from mil.fewshot.training import STATISTICS, Look, TrainedLearner
+from mil.fewshot.training import Look, TrainedLearner
 from mil.heads import build_head
 from mil.networks.weights import load_strictly, read_state
 from mil.training.records import table_bytes
@@ -116,16 +117,25 @@ def keep_learner(draft: Draft, learner: TrainedLearner) -> None:
     draft.finish_part(method.name, [weights, facts])
 
 
-def write_statistics(draft: Draft, *, centre: Tensor) -> None:
-    """Write the base features' mean into the draft."""
-    write_file(draft.folder / STATISTICS_FILE, to_safetensors({"mean": centre.contiguous()}))
+def write_statistics(draft: Draft, front: Principal) -> None:
+    """Write what all learners see features through into the draft."""
+    write_file(draft.folder / STATISTICS_FILE, to_safetensors(dict(front.state_dict())))
 
 
 # Reading -------------------------------------------------------------------------------------------------
 
 
-def load_learner(folder: Path, name: str, *, recipe: MetaRecipe, dim: int) -> TrainedLearner:
+def load_learner(folder: Path, name: str, *, recipe: MetaRecipe, front: Principal) -> TrainedLearner:
     """Read a learner back, on the CPU.
+
+    Parameters
+    ----------
+    folder, name
+        META, or its draft, and the learner.
+    recipe
+        How it was trained.
+    front
+        What it sees features through.
 
     Raises
     ------
@@ -141,14 +151,12 @@ def load_learner(folder: Path, name: str, *, recipe: MetaRecipe, dim: int) -> Tr
     path = folder / f"{name}.safetensors"
     state = read_state(path)
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced
-        head = build_head(
-            recipe.head, dim=dim, classes=facts["classes"], settings=recipe.settings, adaptor=STATISTICS
-        )
+        head = build_head(recipe.head, dim=front.width, classes=facts["classes"], settings=recipe.settings)
     load_strictly(head, _of(state, _HEAD), path=path, what=f"{recipe.head} for {facts['classes']} classes")
     rates = _of(state, _RATE)
     if rates.keys() != {parameter for parameter, _ in head.named_parameters()}:
         raise _not_a_meta(path, "does not hold a rate for every parameter")
-    method = Stepping(name, head.eval(), rates, facts["steps"], last_layer, facts["last_only"])
+    method = Stepping(name, head.eval(), rates, facts["steps"], last_layer, facts["last_only"], front)
     return TrainedLearner(method, looks, facts["validation_accuracy"])
 
 
@@ -162,12 +170,14 @@ def load_meta(folder: Path) -> tuple[Meta, Learners]:
     """
     _check_bytes(folder)
     meta = _read_card(folder / CARD_FILE)
-    dim = meta.features.dim
-    statistics = read_state(folder / STATISTICS_FILE)
-    stepping = [load_learner(folder, name, recipe=meta.recipe, dim=dim).method for name in meta.learners]
+    with torch.random.fork_rng(devices=[]):  # its first axes are random, and replaced
+        front = Principal(meta.features.dim, components=meta.recipe.components)
+    path = folder / STATISTICS_FILE
+    load_strictly(front, read_state(path), path=path, what="statistics of these features")
+    stepping = [load_learner(folder, name, recipe=meta.recipe, front=front).method for name in meta.learners]
     order = list(KINDS)  # the recipe was checked: it names no others
     stepping.sort(key=lambda method: order.index(method.name))
-    return meta, Learners(statistics["mean"], tuple(stepping))
+    return meta, Learners(front.mean, tuple(stepping))
 
 
 def _check_bytes(folder: Path) -> None:
@@ -236,6 +246,7 @@ def on_device(learners: Learners, device: torch.device) -> Learners:
         replace(
             method,
             head=method.head.to(device),
+            front=method.front.to(device) if method.front else None,
             log_rates={name: value.to(device) for name, value in method.log_rates.items()},
         )
         for method in learners.stepping

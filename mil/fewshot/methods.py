@@ -11,8 +11,9 @@ All others are `Stepping`: a head that takes gradient steps from where `mil.fews
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from mil.adaptors import Adaptor
 from mil.bags import PackedBags
 from mil.fewshot.learners import Bags, LastLayer, Learner, class_means
 from mil.heads import Head, build_head
+from mil.heads.adapted import AdaptedHead
 from mil.metalearning import Inner, Parameters, adapt_tasks
 from mil.segments import segment_mean
 
@@ -167,7 +170,7 @@ class Stepping:
 
     name: str
     head: Head
-    """Holds the parameters to begin from, and the features' statistics; never changed."""
+    """Holds the parameters to begin from; never changed."""
     log_rates: Parameters
     """By the parameter's name; see `mil.metalearning.rates_of`."""
     steps: int
@@ -176,6 +179,8 @@ class Stepping:
     """Where the last layer begins."""
     last_only: bool = False
     """Whether steps move the last layer alone."""
+    front: Adaptor | None = None
+    """Without parameters: what features pass through before the head; None for nothing."""
     parameters: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -194,11 +199,16 @@ class Stepping:
     def fit(self, support: Support) -> Head:
         """See `Method.fit`."""
         learner = self.learner(support.classes)
-        return learner.as_head(self.inner(learner).adapt(self.parameters, self.log_rates, support.data))
+        data = plain(self._seen(support.bags)), support.labels
+        head = learner.as_head(self.inner(learner).adapt(self.parameters, self.log_rates, data))
+        return AdaptedHead(copy.deepcopy(self.front).cpu(), head).eval() if self.front else head
 
     def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
         """See `Method.judge`. Tasks of bags of one tile, and of one shape, are computed side by side."""
         with torch.no_grad():
+            # Once, and not in every step.
+            supports = [replace(support, bags=self._seen(support.bags)) for support in supports]
+            queries = [self._seen(query) for query in queries]
             if not _are_alike(supports, queries):
                 return [self._judge(*task) for task in zip(supports, queries, strict=True)]
             learner = self.learner(supports[0].classes)
@@ -207,6 +217,13 @@ class Stepping:
             adapted = adapt_tasks(self.inner(learner), self.parameters, self.log_rates, stacked)
             asked = torch.stack([query.features for query in queries])  # (T, q, D)
             return list(torch.func.vmap(learner.logits)(adapted, asked))
+
+    def _seen(self, bags: PackedBags) -> PackedBags:
+        """As the head takes them."""
+        if self.front is None:
+            return bags
+        with torch.no_grad():
+            return replace(bags, features=self.front(bags))
 
     def _judge(self, support: Support, query: PackedBags) -> Tensor:
         learner = self.learner(support.classes)

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from mil.bags import Bag, Features, PackedBags
+from mil.fewshot.components import mean_of_rows
 from wsi.errors import UsageError
 
 UNKNOWN_SITE = ""
 """What the site is called of slides whose site nobody knows."""
-_ROWS_AT_ONCE = 8192  # of which the statistics hold a copy in float64: 100 MiB of 1,536 features
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -149,27 +149,9 @@ class Pool:
             sizes=self.sizes[bags],
         )
 
-    def statistics(
-        self, bags: NDArray[np.int64] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean of each feature over the rows of these bags, or of all, and one standard deviation for all.
-
-        It is the root of the mean variance, given for each feature. Deviations of their own would blow up
-        features that hardly ever vary, a hundredfold and more where another site does vary them. Computed in
-        float64, over a few thousand rows at a time. A deviation of 0 is given as 1, so that it may be divided
-        by.
-
-        Returns
-        -------
-        Two ``(D,)`` float32.
-        """
-        rows = np.arange(len(self.features)) if bags is None else self._rows(bags)
-        parts = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
-        first = self.features[rows[0]].astype(np.float64)  # (D,) what a constant feature differs from by 0
-        mean = first + sum((self.features[part] - first).sum(axis=0) for part in parts) / len(rows)
-        squares = sum(((self.features[part] - mean) ** 2).sum(axis=0) for part in parts)
-        deviation = float(np.sqrt(np.mean(squares / len(rows)))) or 1.0
-        return mean.astype(np.float32), np.full(self.dim, deviation, np.float32)
+    def mean(self) -> NDArray[np.float32]:
+        """``(D,)``: of each feature, over all rows."""
+        return mean_of_rows(self.features).astype(np.float32)
 
     def _rows(self, bags: NDArray[np.int64]) -> NDArray[np.int64]:
         """``(n,)`` rows of some bags, bag after bag."""

@@ -69,6 +69,8 @@ class MetaRecipe:
     """A name of `mil.heads.HEADS`. On bags of one tile ``mean`` is a network of two layers."""
     settings: Mapping[str, int | float] = field(default_factory=lambda: {"hidden": 128})
     """The head's, beyond its defaults."""
+    components: int = 128
+    """Principal axes of the base features: learners see features as coordinates along them."""
     ways: int = 4
     """Classes of a task; fewer where the training classes are fewer."""
     shots: tuple[int, ...] = (1, 5, 10)
@@ -107,7 +109,14 @@ class MetaRecipe:
             raise UsageError(f"there is no head {self.head!r}", action=f"Use one of {', '.join(HEADS)}")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise _refused("learners are not named, or one of them twice")
-        least = {"ways": 2, "queries": 1, "iterations": 1, "tasks_per_step": 1, "inner_steps": 1}
+        least = {
+            "components": 1,
+            "ways": 2,
+            "queries": 1,
+            "iterations": 1,
+            "tasks_per_step": 1,
+            "inner_steps": 1,
+        }
         least |= {"look_every": 1, "patience": 1, "validation_tasks": 2, "seed": 0}
         for name, number in least.items():
             if not getattr(self, name) >= number:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mil.adaptors.principal import Principal
 from mil.checkpoint import Judges, check_model_name
 from mil.features import FeatureRecipe
 from mil.fewshot.meta import CARD_FILE, Meta, curves_to_csv, keep_learner, load_learner, write_statistics
@@ -176,7 +177,7 @@ def train_meta(
             _learner(draft, name, training, recipe, partial(_told, report, number, recipe))
             for number, name in enumerate(name for name in KINDS if name in recipe.kinds)
         ]
-        return _publish(draft, learners, sides, features=features, recipe=recipe)
+        return _publish(draft, learners, sides, features=features, recipe=recipe, front=training.front)
 
 
 def _require_free(folder: Path) -> None:
@@ -193,7 +194,7 @@ def _learner(
 ) -> TrainedLearner:
     """A learner as the draft has it, or trained and kept there."""
     if name in draft.parts:
-        return load_learner(draft.folder, name, recipe=recipe, dim=training.base.dim)
+        return load_learner(draft.folder, name, recipe=recipe, front=training.front)
     learner = training.train(KINDS[name], report=report)
     keep_learner(draft, learner)
     return learner
@@ -222,8 +223,9 @@ def _publish(
     *,
     features: FeatureRecipe,
     recipe: MetaRecipe,
+    front: Principal,
 ) -> Meta:
-    write_statistics(draft, centre=torch.from_numpy(sides.base.statistics()[0]))
+    write_statistics(draft, front)
     meta = Meta(
         name=draft.item.name,
         judges=Judges.TILES if sides.base.of_tiles else Judges.SLIDES,

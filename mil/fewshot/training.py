@@ -25,19 +25,19 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn import functional
 
+from mil.adaptors.principal import Principal
 from mil.device import seeded
 from mil.fewshot.alignment import alignment_loss
+from mil.fewshot.components import principal_components
 from mil.fewshot.episodes import Episode, EpisodeSampler, Shape
 from mil.fewshot.learners import LastLayer
 from mil.fewshot.methods import Stepping, Support, plain
 from mil.fewshot.pool import Pool
-from mil.fewshot.recipe import KINDS, Kind, MetaRecipe
+from mil.fewshot.recipe import Kind, MetaRecipe
 from mil.heads import HEADS, Head, build_head
 from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of
 from wsi.errors import MicrotomeError, UsageError
 
-STATISTICS = "standardised"
-"""The adaptor in front of every learner: its buffers are `Pool.statistics` of the base."""
 _RATES_PACE = 20.0  # learnt logarithms of rates have tenfolds to go where weights have thousandths
 _BATCH = 64  # bags of a step of ordinary training
 _LOOK_STEPS, _LOOK_RATE = 20, 0.1  # how a head is fine-tuned when ordinary training is looked at
@@ -45,6 +45,7 @@ _STEPS_TRIED = (1, 2, 4, 10, 20, 40)  # times the inner steps of training
 _TUNED = tuple(
     product((10, 30, 100, 300), (0.03, 0.1, 0.3))
 )  # steps and rates of learners without learnt ones
+_ROWS_AT_ONCE = 8192  # that pass the front: 50 MiB of 1,536 features
 _AT_ONCE = 25  # validation tasks that are judged side by side
 
 
@@ -71,7 +72,7 @@ class TrainedLearner:
     """A learner as meta-training left it."""
 
     method: Stepping
-    """Ready to adapt."""
+    """Ready to adapt, its front included."""
     looks: tuple[Look, ...]
     """Its learning curve; empty of one that is not trained."""
     accuracy: float
@@ -102,16 +103,16 @@ class MetaTraining:
     def __init__(
         self, base: Pool, validation: Pool, recipe: MetaRecipe, *, device: torch.device | None = None
     ) -> None:
-        self.base, self.validation, self.recipe = base, validation, recipe
-        self.device = device or torch.device("cpu")
+        self.recipe, self.device = recipe, device or torch.device("cpu")
+        self.front = front_of(base, recipe.components)
+        self.base, self.validation = (_seen(pool, self.front) for pool in (base, validation))
         self._refuse_kinds()
         self._refuse_alignment()
         self._samplers = [self._sampler(base, shots) for shots in recipe.shots]
         self._looked_at = [self._sampler(validation, shots) for shots in recipe.shots]
         self._bags_of = [np.flatnonzero(base.labels == label) for label in range(len(base.classes))]
-        self._statistics = [torch.from_numpy(values) for values in base.statistics()]
         with seeded(recipe.seed, self.device):
-            self._begin(KINDS[recipe.kinds[0]])  # settings that the head does not take are refused now
+            self._head(classes=2)  # settings that it does not take are refused now
 
     def _sampler(self, pool: Pool, shots: int) -> EpisodeSampler:
         ways = min(self.recipe.ways, len(pool.classes))
@@ -160,25 +161,28 @@ class MetaTraining:
         MicrotomeError
             The loss became NaN or infinite.
         """
+        looks: list[Look] = []
         with seeded(self.recipe.seed, self.device):
-            method = self._begin(kind)
-            if not kind.is_trained:
-                method, accuracy = self._tune(method, _TUNED)
-                return TrainedLearner(method, (), accuracy)
-            looks: list[Look] = []
-            best, kept = -1.0, method
-            for step, loss, now in self._steps(kind, method):
-                accuracy = self._accuracy(now)
-                looks.append(Look(step, loss, accuracy, accuracy > best))
-                if accuracy > best:
-                    best, kept = accuracy, _copy(now)
-                if report:
-                    report(looks[-1])
-                if step - next(one.step for one in reversed(looks) if one.best) >= self._patience():
-                    break
+            kept = self._begin(kind)
+            if kind.is_trained:
+                kept = self._best(kind, kept, looks, report)
             steps = [(times * self.recipe.inner_steps, None) for times in _STEPS_TRIED]
             method, accuracy = self._tune(kept, _TUNED if kind.outer is None else steps)
-        return TrainedLearner(method, tuple(looks), accuracy)
+        return TrainedLearner(replace(method, front=self.front), tuple(looks), accuracy)
+
+    def _best(self, kind: Kind, begun: Stepping, looks: list[Look], report: LookReport | None) -> Stepping:
+        """The learner as it was at the best look; all looks are added to the list."""
+        best, kept = -1.0, begun
+        for step, loss, now in self._steps(kind, begun):
+            accuracy = self._accuracy(now)
+            looks.append(Look(step, loss, accuracy, accuracy > best))
+            if accuracy > best:
+                best, kept = accuracy, _copy(now)
+            if report:
+                report(looks[-1])
+            if step - next(one.step for one in reversed(looks) if one.best) >= self._patience():
+                break
+        return kept
 
     def _patience(self) -> int:
         return self.recipe.patience * self.recipe.look_every
@@ -187,16 +191,7 @@ class MetaTraining:
         """The learner with random weights."""
         ordinary = kind.is_trained and kind.outer is None  # all base classes at once, and no tasks
         classes = len(self.base.classes) if ordinary else self._samplers[0].shape.ways
-        head = build_head(
-            self.recipe.head,
-            dim=self.base.dim,
-            classes=classes,
-            settings=self.recipe.settings,
-            adaptor=STATISTICS,
-        )
-        buffers = dict(zip(("front.mean", "front.deviation"), self._statistics, strict=True))
-        head.load_state_dict({**head.state_dict(), **buffers})
-        head = head.to(self.device).eval()
+        head = self._head(classes=classes).to(self.device).eval()
         parameters = dict(head.named_parameters())
         if kind.outer is None:
             rates, steps = rates_of(parameters, _LOOK_RATE), _LOOK_STEPS
@@ -204,6 +199,11 @@ class MetaTraining:
             rates, steps = rates_of(parameters, self.recipe.inner_rate), self.recipe.inner_steps
         last_layer = kind.last_layer if head.embeds else LastLayer.LEARNT
         return Stepping(kind.name, head, rates, steps, last_layer, kind.last_only)
+
+    def _head(self, *, classes: int) -> Head:
+        """What is trained, with random weights; it sees features that passed the front."""
+        recipe = self.recipe
+        return build_head(recipe.head, dim=self.front.width, classes=classes, settings=recipe.settings)
 
     # The outer loop --------------------------------------------------------------------------------------
 
@@ -347,3 +347,21 @@ def _copy(method: Stepping) -> Stepping:
     """The learner as it is now, in memory of its own: training goes on without it."""
     rates = {name: value.detach().clone() for name, value in method.log_rates.items()}
     return replace(method, head=copy.deepcopy(method.head), log_rates=rates)
+
+
+def front_of(base: Pool, components: int) -> Principal:
+    """What all learners see features through: the axes along which those of the base vary most."""
+    with torch.random.fork_rng(devices=[]):  # its first axes are random, and replaced
+        front = Principal(base.dim, components=components)
+    found = principal_components(base.features, front.width)
+    front.set_statistics(
+        torch.from_numpy(found.mean), torch.from_numpy(found.axes), torch.tensor(found.deviation)
+    )
+    return front
+
+
+def _seen(pool: Pool, front: Principal) -> Pool:
+    """The same bags, their features passed through the front."""
+    starts = range(0, len(pool.features), _ROWS_AT_ONCE)
+    parts = (torch.from_numpy(pool.features[start : start + _ROWS_AT_ONCE]).float() for start in starts)
+    return replace(pool, features=np.concatenate([front.project(part).numpy() for part in parts]))

@@ -16,7 +16,7 @@ from mil.adaptors.channel_attention import ChannelAttention
 from mil.adaptors.cross_scale import CrossScale
 from mil.adaptors.feature_pyramid import FeaturePyramid
 from mil.adaptors.neighbours import find_neighbours
-from mil.adaptors.standardised import Standardised
+from mil.adaptors.principal import Principal
 from mil.adaptors.unit_length import UnitLength
 from mil.bags import PackedBags
 from mil.checkpoint import write_weights
@@ -160,6 +160,7 @@ def test_a_head_takes_what_its_adaptor_gives() -> None:
         ("feature_pyramid", {"scales": 5}),
         ("feature_pyramid", {"scales": 1}),
         ("cross_scale", {"scales": 0}),
+        ("principal", {"components": 0}),
         ("cross_scale", {"width": 9, "heads": 2}),
     ],
 )
@@ -179,18 +180,33 @@ def in_front(adaptor: torch.nn.Module, x: Tensor) -> Tensor:
     return adapted
 
 
+def some_axes(count: int, *, seed: int = 0) -> Tensor:
+    return torch.linalg.qr(draw(12, count, seed=seed).double())[0].T
+
+
 @torch.inference_mode()
-def test_standardised_features_have_mean_0_and_deviation_1() -> None:
-    """Of a value that never varies, the deviation counts as 1."""
-    x = draw(200, 12) * torch.arange(12) + draw(12, seed=1)
-    adaptor = Standardised(12)
-    adaptor.set_statistics(x.mean(0), x.std(0, correction=0))
-    result = in_front(adaptor, x)
-    assert_close(result.mean(0), torch.zeros(12), atol=1e-5, rtol=0)
-    varying = torch.arange(12) > 0
-    assert_close(result.std(0, correction=0)[varying], torch.ones(11))
-    adaptor.set_statistics(x[0], torch.arange(12.0))
-    assert_close(in_front(adaptor, x)[:, 0], x[:, 0] - x[0, 0])
+def test_features_along_all_axes_keep_their_distances_and_along_some_never_gain_any() -> None:
+    x = 3 * draw(40, 12)
+    mean = draw(12, seed=1)
+    for count in (1, 5, 12, 200):
+        adaptor = Principal(12, components=count)
+        width = min(count, 12)
+        assert adaptor.width == width
+        adaptor.set_statistics(mean, some_axes(width), torch.tensor(0.5))
+        result = in_front(adaptor, x)
+        assert result.shape == (40, width)
+        longer = torch.cdist(x, x) / 0.5 - torch.cdist(result, result)
+        assert longer.min() > -1e-4
+        assert (longer.max() < 1e-4) == (width == 12)
+        assert_close(in_front(adaptor, mean[None]), torch.zeros(1, width))
+
+
+@torch.inference_mode()
+def test_axes_that_nobody_set_are_orthogonal() -> None:
+    adaptor = Principal(12, components=5)
+    assert_close(adaptor.axes @ adaptor.axes.T, torch.eye(5))
+    x = draw(30, 12)
+    assert_close(in_front(adaptor, x), x @ adaptor.axes.T)
 
 
 @torch.inference_mode()
@@ -218,20 +234,19 @@ def test_the_gradient_through_a_length_is_that_of_the_formula() -> None:
 
 
 @torch.inference_mode()
-def test_statistics_that_nobody_set_change_nothing_but_the_length() -> None:
+def test_a_centre_that_nobody_set_changes_nothing_but_the_length() -> None:
     x = draw(30, 12)
-    assert torch.equal(in_front(Standardised(12), x), x)
     assert_close(in_front(UnitLength(12), x), functional.normalize(x))
 
 
-@pytest.mark.parametrize("name", ["standardised", "unit_length"])
+@pytest.mark.parametrize("name", ["principal", "unit_length"])
 def test_statistics_are_saved_with_the_weights_and_are_not_learnt(name: str, tmp_path: Path) -> None:
     head, again = (build_head("linear", dim=12, classes=2, adaptor=name) for _ in range(2))
     assert isinstance(head, AdaptedHead)
     before = digest_state(head.state_dict())
     front = head.front
-    if isinstance(front, Standardised):
-        front.set_statistics(draw(12).double(), draw(12, seed=1).square().requires_grad_())
+    if isinstance(front, Principal):
+        front.set_statistics(draw(12).double(), some_axes(12, seed=1).requires_grad_(), torch.tensor(2))
     else:
         assert isinstance(front, UnitLength)
         front.set_statistics(draw(12))
@@ -246,13 +261,22 @@ def test_statistics_are_saved_with_the_weights_and_are_not_learnt(name: str, tmp
 
 
 def test_statistics_of_other_features_are_refused() -> None:
-    good, short, holed = torch.ones(12), torch.ones(11), torch.ones(12)
+    mean, axes, one = draw(12), some_axes(5), torch.ones(())
+    holed = mean.clone()
     holed[5] = torch.nan
-    with pytest.raises(ValueError, match=r"the mean has shape \(11,\), and features have length 12"):
-        Standardised(12).set_statistics(short, good)
-    with pytest.raises(ValueError, match="the deviation is not finite"):
-        Standardised(12).set_statistics(good, holed)
-    with pytest.raises(ValueError, match="the deviation is below 0"):
-        Standardised(12).set_statistics(good, -good)
-    with pytest.raises(ValueError, match="the centre is not finite"):
+    adaptor = Principal(12, components=5)
+    before = digest_state(adaptor.state_dict())
+    for statistics, words in (
+        ((mean[:11], axes, one), r"the mean: shape \(11,\), and of these features it is \(12,\)"),
+        ((holed, axes, one), "the mean: some values are not finite"),
+        ((mean, axes[:4], one), r"the axes: shape \(4, 12\)"),
+        ((mean, 1.01 * axes, one), "the axes are not orthogonal, or not of length 1"),
+        ((mean, axes[[0, 1, 2, 3, 3]], one), "the axes are not orthogonal, or not of length 1"),
+        ((mean, axes, 0 * one), "the deviation is 0; it must be above 0"),
+        ((mean, axes, -one), "the deviation is -1; it must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            adaptor.set_statistics(*statistics)
+    assert digest_state(adaptor.state_dict()) == before
+    with pytest.raises(ValueError, match="the centre: some values are not finite"):
         UnitLength(12).set_statistics(holed)

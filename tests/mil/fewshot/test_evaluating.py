@@ -96,7 +96,7 @@ def refuses(support: Support, query: PackedBags) -> Tensor:
 
 
 def known(pool: Pool) -> list[Method]:
-    mean, _ = (torch.from_numpy(values) for values in pool.statistics())
+    mean = torch.from_numpy(pool.mean())
     return [Prototypes(mean), Prototypes(100 * torch.ones(DIM), name="logistic")]
 
 
@@ -162,7 +162,7 @@ def test_answers_about_patients_are_those_of_the_tasks() -> None:
 
 def test_features_that_tell_classes_apart_are_better_than_chance_and_better_with_more_shots() -> None:
     pool = make_pool(signal=1.0)
-    mean = torch.from_numpy(pool.statistics()[0])
+    mean = torch.from_numpy(pool.mean())
     settings = replace(SETTINGS, shots=(1, 8), episodes=12)
     figures = evaluate_methods(pool, [Prototypes(mean), Logistic(mean)], settings)
     one, eight = figures.accuracy.mean(axis=2)

@@ -26,14 +26,10 @@ def make_head(name: str, *, classes: int = 3, seed: int = 0) -> Head:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = build_head(
-            name, dim=DIM, classes=classes, settings=SETTINGS.get(name, SMALL), adaptor="standardised"
+            name, dim=DIM, classes=classes, settings=SETTINGS.get(name, SMALL), adaptor="unit_length"
         )
-    rng = np.random.default_rng(seed)
-    state = {
-        "front.mean": torch.from_numpy(rng.normal(size=DIM)),
-        "front.deviation": torch.from_numpy(rng.uniform(0.5, 2, DIM)),
-    }
-    head.load_state_dict({**head.state_dict(), **state})
+    centre = torch.from_numpy(np.random.default_rng(seed).normal(size=DIM))
+    head.load_state_dict({**head.state_dict(), "front.centre": centre})
     return head.eval()
 
 
@@ -133,7 +129,7 @@ def test_one_learner_adapts_to_any_number_of_classes_and_its_head_stands_by_itse
     support = Support(as_bags(features, (2,) * (2 * classes)), labels[::2].contiguous(), classes)
     query = as_bags(draw_tiles(classes, 3, seed=1)[0], (1, 3 * classes - 1))
     head = method.fit(support)
-    assert (head.classes, head.adaptor, head.training) == (classes, "standardised", False)
+    assert (head.classes, head.adaptor, head.training) == (classes, "unit_length", False)
     (judged,) = method.judge([support], [query])
     with torch.no_grad():
         assert_close(head(query).logits, judged, rtol=1e-4, atol=1e-5)

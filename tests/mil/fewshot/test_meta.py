@@ -20,7 +20,9 @@ from mil.fewshot.methods import Support
 from mil.fewshot.pool import Pool, pool_of
 from mil.fewshot.recipe import KINDS, MetaRecipe
 from mil.fewshot.study import Sides, train_meta
+from mil.fewshot.training import front_of
 from mil.heads import build_head
+from mil.networks.weights import digest_state
 from tiling.grid import TileSpec
 from wsi.errors import UsageError
 
@@ -104,9 +106,12 @@ def test_all_that_adapts_is_read_back_to_the_bit(trained: tuple[Path, Meta]) -> 
     assert torch.equal(state, torch.get_rng_state())
     names = [method.name for method in learners.methods]
     assert names == ["prototypes", "logistic", *(name for name in KINDS if name in RECIPE.kinds)]
-    assert torch.equal(learners.centre, torch.from_numpy(SIDES.base.statistics()[0]))
+    assert torch.equal(learners.centre, torch.from_numpy(SIDES.base.mean()))
+    front = front_of(SIDES.base, RECIPE.components)
     for method in learners.stepping:
-        again = load_learner(folder, method.name, recipe=RECIPE, dim=DIM)
+        again = load_learner(folder, method.name, recipe=RECIPE, front=front)
+        assert method.front
+        assert digest_state(method.front.state_dict()) == digest_state(front.state_dict())
         assert again.method.steps == method.steps == made.training["steps"][method.name]
         assert again.accuracy == made.training["validation_accuracy"][method.name]
         assert (method.last_layer, method.last_only) == (
@@ -140,7 +145,9 @@ def test_curves_are_told_look_by_look(trained: tuple[Path, Meta]) -> None:
     assert [line.split(",")[:2] for line in lines[1:]] == [
         [name, step] for name in ("reptile", "proto_maml") for step in ("2", "3")
     ]
-    learners = [load_learner(folder, name, recipe=RECIPE, dim=DIM) for name in KINDS if name in RECIPE.kinds]
+    front = front_of(SIDES.base, RECIPE.components)
+    names = [name for name in KINDS if name in RECIPE.kinds]
+    learners = [load_learner(folder, name, recipe=RECIPE, front=front) for name in names]
     assert curves_to_csv(learners) == (folder / "curves.csv").read_bytes()
 
 
@@ -219,7 +226,8 @@ def test_moved_learners_say_the_same(trained: tuple[Path, Meta], monkeypatch: py
     assert [one.name for one in same.methods] == [one.name for one in learners.methods]
     moved: Learners = on_device(learners, torch.device("meta"))
     for one in moved.stepping:
-        tensors = [*one.parameters.values(), *one.log_rates.values(), *one.head.buffers()]
+        assert one.front
+        tensors = [*one.parameters.values(), *one.log_rates.values(), *one.front.buffers()]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.centre.device.type == "meta"
     assert isinstance(moved.stepping[0].head, nn.Module)

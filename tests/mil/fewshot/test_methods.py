@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import ortho_group
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.testing import assert_close
 
+from mil.adaptors.principal import Principal
 from mil.bags import PackedBags, each_alone
 from mil.fewshot.learners import LastLayer
 from mil.fewshot.methods import Logistic, Method, Prototypes, Stepping, Support, fit_logistic, plain
 from mil.heads import build_head
+from mil.heads.adapted import AdaptedHead
 from mil.metalearning import rates_of
+from mil.networks.weights import digest_state
 from wsi.errors import UsageError
 
 DIM = 7
 RNG = np.random.default_rng(5)
 MEAN = torch.from_numpy(RNG.normal(size=DIM)).float()
-DEVIATION = torch.from_numpy(RNG.uniform(0.3, 3, size=DIM)).float()
+FRONT = Principal(DIM, components=5)
+FRONT.set_statistics(MEAN, torch.from_numpy(ortho_group.rvs(DIM, random_state=5)[:5]), torch.tensor(1.5))
 SIZES = (3, 1, 5, 2)
 """Tiles of the bags, over and over."""
 
@@ -61,10 +68,9 @@ def make_stepping(
 ) -> Stepping:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        made = build_head(head, dim=DIM, classes=classes, settings={"hidden": 9}, adaptor="standardised")
-    made.load_state_dict({**made.state_dict(), "front.mean": MEAN, "front.deviation": DEVIATION})
+        made = build_head(head, dim=FRONT.width, classes=classes, settings={"hidden": 9})
     rates = rates_of(dict(made.named_parameters()), 0.2)
-    return Stepping("steps", made.eval(), rates, 4, start, last_only)
+    return Stepping("steps", made.eval(), rates, 4, start, last_only, FRONT)
 
 
 METHODS: dict[str, Method] = {
@@ -217,9 +223,7 @@ def test_a_learner_of_three_classes_without_embeddings_refuses_two() -> None:
 
 def test_no_steps_leave_a_zero_start_undecided_and_steps_decide_it() -> None:
     support = make_support(3, 6, of_tiles=True)
-    idle = Stepping(
-        "idle", make_stepping(LastLayer.ZERO).head, make_stepping(LastLayer.ZERO).log_rates, 0, LastLayer.ZERO
-    )
+    idle = replace(make_stepping(LastLayer.ZERO), steps=0)
     (logits,) = idle.judge([support], [support.bags])
     assert not logits.any()
     (logits,) = METHODS["zero"].judge([support], [support.bags])
@@ -228,9 +232,11 @@ def test_no_steps_leave_a_zero_start_undecided_and_steps_decide_it() -> None:
 
 def test_anil_moves_the_last_layer_alone() -> None:
     head = METHODS["anil"].fit(make_support(3, 3, of_tiles=True))
+    assert isinstance(head, AdaptedHead)
     kept = make_stepping(LastLayer.ZERO).head.state_dict()
-    moved = {name for name, value in head.state_dict().items() if not torch.equal(value, kept[name])}
-    assert moved == {"head.W.weight", "head.W.bias"}
+    moved = {name for name, value in head.head.state_dict().items() if not torch.equal(value, kept[name])}
+    assert moved == {"W.weight", "W.bias"}
+    assert digest_state(head.front.state_dict()) == digest_state(FRONT.state_dict())
 
 
 def test_bags_of_one_tile_are_features_and_others_stay_bags() -> None:

@@ -116,22 +116,6 @@ def test_asking_for_what_is_not_there_names_it(pool: Pool) -> None:
         pool.only(classes=())
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_statistics_are_those_of_the_rows(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = pool_of(bags(dtype=dtype), classes=CLASSES)
-    pool.features[:, 3] = 0.1  # constant; and a large mean beside a small deviation
-    pool.features[:, 4] = 1000 + pool.features[:, 4]
-    for chosen, rows in ((None, range(25)), (numbers(2, 0), [4, 5, 6, 7, 0, 1, 2])):
-        exact = pool.features[list(rows)].astype(np.float64)
-        for at_once in (8192, 3):
-            monkeypatch.setattr("mil.fewshot.pool._ROWS_AT_ONCE", at_once)
-            mean, deviation = pool.statistics(chosen)
-            assert mean.dtype == deviation.dtype == np.float32
-            assert mean == pytest.approx(exact.mean(axis=0), rel=1e-6)
-            assert deviation == pytest.approx(np.sqrt(exact.var(axis=0).mean()), rel=1e-6)
-    assert (pool.statistics(numbers(1))[1] == 1).all()  # one row
-
-
 def test_a_slide_of_two_patients_or_two_sites_is_refused(pool: Pool) -> None:
     slides = np.where(pool.slides == 3, 0, pool.slides)
     with pytest.raises(UsageError, match="slide 's0' is of two patients, 'q' and 'r'"):

@@ -39,7 +39,7 @@ OF_ADAPTORS: dict[str, Settings] = {
     "cbam": {"adaptor.reduction": 3},
     "feature_pyramid": {"adaptor.scales": 3, "adaptor.width": 10},
     "cross_scale": {"adaptor.scales": 3, "adaptor.width": 8, "adaptor.heads": 2},
-    "standardised": {},
+    "principal": {"adaptor.components": 7},
     "unit_length": {},
 }
 assert {name for name, _ in VARIANTS.values()} == set(HEADS)
@@ -55,8 +55,9 @@ def make_head(variant: str, adaptor: str | None = None, *, seed: int = 5, **sett
         head = build_head(
             name, dim=DIM, classes=CLASSES, settings={**small, **in_front, **settings}, adaptor=adaptor
         )
-        for buffer in head.buffers():  # statistics of some features, in front of the head
-            buffer.copy_(torch.rand(DIM) + 0.5)
+        for name, buffer in head.named_buffers():  # statistics of some features, in front of the head
+            if name != "front.axes":  # which are orthogonal as they are
+                buffer.copy_(torch.rand(buffer.shape) + 0.5)
         return head
 
 
