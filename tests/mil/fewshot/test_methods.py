@@ -111,6 +111,11 @@ def test_prototypes_are_the_nearest_class_mean_of_centred_unit_vectors(classes: 
     assert (logits.argmax(dim=1).numpy() == distances.argmin(axis=1)).all()
 
 
+def reference(classes: int, *, strength: float) -> LogisticRegression:
+    """scikit-learn's; of two classes it has one row of weights, the difference, whose norm counts twice."""
+    return LogisticRegression(C=strength * (2 if classes == 2 else 1), max_iter=5000, tol=1e-8)
+
+
 @pytest.mark.parametrize("of_tiles", [True, False])
 @pytest.mark.parametrize(("classes", "each"), [(2, 3), (2, 40), (3, 1), (4, 30)])
 def test_logistic_is_plain_scikit_learn_on_what_prototypes_see(
@@ -118,9 +123,7 @@ def test_logistic_is_plain_scikit_learn_on_what_prototypes_see(
 ) -> None:
     support = make_support(classes, each, of_tiles=of_tiles)
     query, _ = make_bags(classes, 9, of_tiles=of_tiles, seed=1)
-    found = LogisticRegression(C=100.0, max_iter=5000, tol=1e-8).fit(
-        unit(support.bags), support.labels.numpy()
-    )
+    found = reference(classes, strength=100).fit(unit(support.bags), support.labels.numpy())
     (logits,) = METHODS["logistic"].judge([support], [query])
     expected = found.predict_proba(unit(query))
     np.testing.assert_allclose(logits.softmax(dim=1).numpy(), expected, atol=2e-3)
@@ -133,7 +136,7 @@ def test_turning_vectors_into_their_span_changes_no_weight(classes: int) -> None
     labels = np.arange(classes).repeat(4)
     vectors = rng.normal(size=(len(labels), 300)) + 0.5 * labels[:, None]
     weight, bias = fit_logistic(vectors, labels, strength=0.3)
-    plainly = LogisticRegression(C=0.3, max_iter=5000, tol=1e-8).fit(vectors, labels)
+    plainly = reference(classes, strength=0.3).fit(vectors, labels)
     if classes == 2:
         np.testing.assert_allclose((weight[1] - weight[0])[None], plainly.coef_, atol=1e-4)
         np.testing.assert_allclose(bias[1] - bias[0], plainly.intercept_[0], atol=1e-4)
