@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ TILES_PER_SLIDE = 200
 TILES_PER_BAG = 1024
 LARGEST_POOL = 16 << 30
 """Bytes of features: five million tiles of 1,536."""
+
+_TOLD = 5  # files that are named, of those that cannot be used
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ def tile_pool(
     if table is not None:
         _warn_of_left_out(annotations, table, stores)
     recipe = common_recipe([slide.store for slide, _ in annotated], key, contexts=contexts)
-    marks = [read_marks(file, slide.store, rename=rename or {}) for slide, file in annotated]
+    marks = _all_marks(annotated, rename or {})
     check_names(marks)
     classes = require_classes(marks)
     parts = []
@@ -137,10 +139,8 @@ def labelled_tile_pool(
     _check_count(tiles_per_slide, "tiles a slide")
     key = folder_name(encoder)
     slides, recipe = _labelled(stores, table, key, contexts)
-    parts = []
-    for slide, number in zip(slides, _class_numbers(table), strict=True):
-        rows = _drawn(len(slide.store), tiles_per_slide, [seed, _stamp(slide.store.slide_id)])
-        parts.append(_Part(slide, rows, np.full(len(rows), number)))
+    drawn = _drawn_of_slides(slides, table, tiles_per_slide, seed)
+    parts = [_Part(slide, rows, np.full(len(rows), number)) for slide, rows, number in drawn]
     return _read(parts, table.classes, recipe, key), recipe
 
 
@@ -169,10 +169,8 @@ def slide_pool(
     _check_count(tiles_per_bag, "tiles a bag")
     key = folder_name(encoder)
     slides, recipe = _labelled(stores, table, key, contexts)
-    parts = []
-    for slide, number in zip(slides, _class_numbers(table), strict=True):
-        rows = _drawn(len(slide.store), tiles_per_bag, [seed, _stamp(slide.store.slide_id)])
-        parts.append(_Part(slide, rows, np.array([number])))
+    drawn = _drawn_of_slides(slides, table, tiles_per_bag, seed)
+    parts = [_Part(slide, rows, np.array([number])) for slide, rows, number in drawn]
     return _read(parts, table.classes, recipe, key), recipe
 
 
@@ -205,9 +203,14 @@ def _labelled(
     return slides, common_recipe([slide.store for slide in slides], key, contexts=contexts)
 
 
-def _class_numbers(table: LabelTable) -> list[int]:
+def _drawn_of_slides(
+    slides: Sequence[_Slide], table: LabelTable, most: int, seed: int
+) -> Iterator[tuple[_Slide, Rows, int]]:
+    """Each slide with the tiles that are taken of it, and the number of its class."""
     classes = table.classes
-    return [classes.index(row.label) for row in table.rows]
+    for slide, row in zip(slides, table.rows, strict=True):
+        rows = _drawn(len(slide.store), most, [seed, _stamp(slide.store.slide_id)])
+        yield slide, rows, classes.index(row.label)
 
 
 def _annotated(slides: Sequence[_Slide], annotations: RegionFiles) -> list[tuple[_Slide, Path]]:
@@ -249,6 +252,26 @@ def _first(names: Sequence[str]) -> str:
 
 
 # Tiles ---------------------------------------------------------------------------------------------------
+
+
+def _all_marks(annotated: Sequence[tuple[_Slide, Path]], rename: Mapping[str, str]) -> list[Marks]:
+    """Of every slide. What is wrong with several files is said at once: nobody mends hundreds one by one."""
+    marks, refused = [], []
+    for slide, file in annotated:
+        try:
+            marks.append(read_marks(file, slide.store, rename=rename))
+        except UsageError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        said = "; ".join(str(error) for error in refused[:_TOLD])
+        more = f"; and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
+        raise UsageError(
+            f"{len(refused)} of {len(annotated)} annotation files cannot be used: {said}{more}",
+            action="Correct these files, or take them out of the folder",
+        )
+    return marks
 
 
 @dataclass(frozen=True, eq=False, slots=True)

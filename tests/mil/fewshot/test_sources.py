@@ -238,6 +238,24 @@ def test_annotations_that_make_no_classes_are_refused(stores: Stores, tmp_path: 
         tile_pool({}, alike, encoder=KEY)
 
 
+def test_all_files_that_cannot_be_used_are_named_at_once(stores: Stores, tmp_path: Path) -> None:
+    good = {"tumour": (0, 0, 3, 3), "stroma": (6, 0, 3, 3)}
+    for name in ("s1", "s2", "s3"):
+        files = annotate(tmp_path / "regions", name, good)
+    for name in ("s1", "s3"):
+        files = annotate(tmp_path / "regions", name, good | {"off": (400, 400, 3, 3)})
+    with pytest.raises(UsageError, match="2 of 3 annotation files cannot be used") as refused:
+        tile_pool(stores, files, encoder=KEY)
+    said = str(refused.value)
+    assert "s1.geojson" in said
+    assert "s3.geojson" in said
+    assert "s2.geojson" not in said
+    (files.source / "s3.geojson").unlink()
+    with pytest.raises(UsageError) as refused:
+        tile_pool(stores, files, encoder=KEY)
+    assert str(refused.value.path).endswith("s1.geojson")
+
+
 # Labelled slides -----------------------------------------------------------------------------------------
 
 
