@@ -45,8 +45,8 @@ PICTURE = Path(__file__).resolve().parent.parent / "docs" / "fewshot-real.jpg"
 SEED = 41
 PATIENTS = 4
 """Of each site of the drawn slides."""
-META = ["--iterations", "200", "--queries", "5", "--validation-tasks", "40"]
-"""Less than is usual: of the drawn slides some tissues have few tiles."""
+META = ["--queries", "5", "--inner-rate", "0.1"]
+"""Of the drawn slides some tissues have few tiles; the rate is that of `benchmarks.fewshot_cohorts`."""
 EPISODES = 600
 SURE = 0.8
 """A score from which on nobody is asked to look: the default of `adapt`."""
