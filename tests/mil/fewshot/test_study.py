@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,14 @@ SIDES = divide(make_pool(NAMES), novel=["g"])
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """How many steps are tried at last is no matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mil.fewshot.training._STEPS_TRIED", (1, 2))
+        yield
 
 
 @pytest.fixture(scope="module")
