@@ -26,7 +26,8 @@ EPISODES = 600
 """Tasks of each number of shots: the number that few-shot papers report."""
 WORST_LOSS = 100.0
 """The log loss of a bag is this at most, and of one whose logits are not finite: it counts as wrong."""
-_TASKS_AT_ONCE = 25  # of bags of one tile; tasks of slides are judged one by one, for they may be large
+_TASKS_AT_ONCE = 25  # that are judged side by side, unless they have more rows than
+_ROWS_AT_ONCE = 1 << 16  # in memory: 400 MiB of 1,536 features
 Progress = Callable[[int, int], None]
 """Called with the tasks that are judged, over all numbers of shots, and of how many."""
 
@@ -213,7 +214,9 @@ def _able(methods: Sequence[Method], first: _Tasks) -> tuple[list[Method], dict[
 
 
 def _parts(sampler: EpisodeSampler, settings: FewshotSettings, device: torch.device) -> Iterator[_Tasks]:
-    each = _TASKS_AT_ONCE if sampler.pool.of_tiles else 1
+    shape = sampler.shape
+    most = shape.ways * (shape.shots + shape.queries) * int(sampler.pool.sizes.max())  # rows of a task
+    each = max(1, min(_TASKS_AT_ONCE, _ROWS_AT_ONCE // most))
     for first in range(0, settings.episodes, each):
         numbers = range(first, min(first + each, settings.episodes))
         yield _Tasks(sampler.pool, [sampler.draw(settings.seed, number) for number in numbers], device)

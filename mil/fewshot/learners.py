@@ -29,13 +29,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from mil.bags import PackedBags, each_alone
+from mil.fewshot.stacking import Bags, packed
 from mil.heads import Head, build_head
 from mil.metalearning import Parameters
 from wsi.errors import UsageError
 
-Bags = Tensor | PackedBags
-"""``(n, D)`` float32 features of n bags of one tile each, which can be stacked; or packed bags."""
 Labelled = tuple[Bags, Tensor]
 """Bags with their labels ``(n,)`` int64, 0 to C - 1."""
 
@@ -86,9 +84,9 @@ class Learner:
 
     def logits(self, parameters: Parameters, bags: Bags) -> Tensor:
         """``(n, C)``: what the head says with these parameters."""
-        packed = each_alone(bags) if isinstance(bags, Tensor) else bags
-        output: Tensor = functional_call(self.head, dict(parameters), (packed,)).logits
-        return output
+        seen, count = packed(bags)
+        output: Tensor = functional_call(self.head, dict(parameters), (seen,)).logits
+        return output[:count]
 
     def embed(self, parameters: Parameters, bags: Bags) -> Tensor:
         """``(n, L)``: what the last layer sees. It is had from the head itself, by a last layer of ones."""

@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from mil.adaptors import Adaptor
 from mil.bags import PackedBags
-from mil.fewshot.learners import Bags, LastLayer, Learner, class_means
+from mil.fewshot.learners import LastLayer, Learner, class_means
+from mil.fewshot.stacking import Bags, Filled, plain, stack
 from mil.heads import Head, build_head
 from mil.heads.adapted import AdaptedHead
 from mil.metalearning import Inner, Parameters, adapt_tasks
@@ -50,11 +51,6 @@ class Support:
     def data(self) -> tuple[Bags, Tensor]:
         """As a learner takes it."""
         return plain(self.bags), self.labels
-
-
-def plain(bags: PackedBags) -> Bags:
-    """The features alone where every bag is one tile, for such can be stacked; else the bags."""
-    return bags.features if len(bags) == len(bags.features) else bags
 
 
 class Method(Protocol):
@@ -218,19 +214,32 @@ class Stepping:
         return AdaptedHead(copy.deepcopy(self.front).cpu(), head).eval() if self.front else head
 
     def judge(self, supports: Sequence[Support], queries: Sequence[PackedBags]) -> list[Tensor]:
-        """See `Method.judge`. Tasks of bags of one tile, and of one shape, are computed side by side."""
+        """See `Method.judge`. Tasks of one shape are computed side by side, if the head can be."""
         with torch.no_grad():
             # Once, and not in every step.
             supports = [replace(support, bags=self._seen(support.bags)) for support in supports]
             queries = [self._seen(query) for query in queries]
-            if not _are_alike(supports, queries):
+            stacked = self._stacked(supports, queries)
+            if stacked is None:
                 return [self._judge(*task) for task in zip(supports, queries, strict=True)]
+            known, asked = stacked
             learner = self.learner(supports[0].classes)
-            features = torch.stack([support.bags.features for support in supports])  # (T, n, D)
-            stacked = features, torch.stack([support.labels for support in supports])
-            adapted = adapt_tasks(self.inner(learner), self.parameters, self.log_rates, stacked)
-            asked = torch.stack([query.features for query in queries])  # (T, q, D)
+            labels = torch.stack([support.labels for support in supports])
+            inner = self.inner(learner)
+            adapted = adapt_tasks(inner, self.parameters, self.log_rates, (known, labels))
             return list(torch.func.vmap(learner.logits)(adapted, asked))
+
+    def _stacked(
+        self, supports: Sequence[Support], queries: Sequence[PackedBags]
+    ) -> tuple[Tensor | Filled, Tensor | Filled] | None:
+        """Supports and queries side by side; None where they cannot be."""
+        if len({support.classes for support in supports}) > 1:
+            return None
+        known, asked = stack([support.bags for support in supports]), stack(queries)
+        if known is None or asked is None:
+            return None
+        of_tiles = isinstance(known, Tensor) and isinstance(asked, Tensor)
+        return (known, asked) if of_tiles or self.head.stacks else None
 
     def _seen(self, bags: PackedBags) -> PackedBags:
         """As the head takes them."""
@@ -243,13 +252,3 @@ class Stepping:
         learner = self.learner(support.classes)
         adapted = self.inner(learner).adapt(self.parameters, self.log_rates, support.data)
         return learner.logits(adapted, plain(query))
-
-
-def _are_alike(supports: Sequence[Support], queries: Sequence[PackedBags]) -> bool:
-    """Whether tasks are of bags of one tile, and of one shape."""
-    of_tiles = all(isinstance(plain(bags), Tensor) for bags in (*queries, *(s.bags for s in supports)))
-    shapes = {
-        (len(support.bags), support.classes, len(query))
-        for support, query in zip(supports, queries, strict=True)
-    }
-    return of_tiles and len(shapes) == 1

@@ -31,9 +31,10 @@ from mil.fewshot.alignment import alignment_loss
 from mil.fewshot.components import principal_components
 from mil.fewshot.episodes import Episode, EpisodeSampler, Shape
 from mil.fewshot.learners import LastLayer
-from mil.fewshot.methods import Stepping, Support, plain
+from mil.fewshot.methods import Stepping, Support
 from mil.fewshot.pool import Pool
 from mil.fewshot.recipe import Kind, MetaRecipe
+from mil.fewshot.stacking import plain, stack
 from mil.heads import HEADS, Head, build_head
 from mil.metalearning import Slopes, Stack, Task, Tasks, rates_of
 from wsi.errors import MicrotomeError, UsageError
@@ -245,23 +246,27 @@ class MetaTraining:
         first = step * self.recipe.tasks_per_step
         episodes = [sampler.draw(self.recipe.seed, first + i) for i in range(self.recipe.tasks_per_step)]
         learner = method.learner(sampler.shape.ways)
-        tasks = self._tasks(episodes, joined=not kind.needs_queries)
+        tasks = self._tasks(episodes, method.head, joined=not kind.needs_queries)
         slopes = kind.outer(method.inner(learner), method.parameters, method.log_rates, tasks)
         return self._aligned(slopes, method, np.concatenate([_all_bags(episode) for episode in episodes]))
 
-    def _tasks(self, episodes: Sequence[Episode], *, joined: bool) -> Tasks:
-        """As the outer gradients take them: stacked where bags are tiles. `joined`: all bags are support."""
-        tasks = []
-        for episode in episodes:
-            bags, labels = episode.support, episode.support_labels
-            if joined:
-                bags = np.concatenate([bags, episode.query])
-                labels = np.concatenate([labels, episode.query_labels])
-            query = self._labelled(self.base, episode.query, episode.query_labels).data
-            tasks.append(Task(self._labelled(self.base, bags, labels).data, query))
-        if not self.base.of_tiles:
-            return tasks
-        return Stack(_stacked([task.support for task in tasks]), _stacked([task.query for task in tasks]))
+    def _tasks(self, episodes: Sequence[Episode], head: Head, *, joined: bool) -> Tasks:
+        """As the outer gradients take them: stacked where that can be. `joined`: all bags are support."""
+        queries = [self._labelled(self.base, each.query, each.query_labels) for each in episodes]
+        supports = [self._labelled(self.base, each.support, each.support_labels) for each in episodes]
+        if joined:  # queries are not looked at
+            supports = queries = [
+                self._labelled(
+                    self.base, _all_bags(each), np.concatenate([each.support_labels, each.query_labels])
+                )
+                for each in episodes
+            ]
+        if self.base.of_tiles or head.stacks:
+            known, asked = (stack([one.bags for one in side]) for side in (supports, queries))
+            if known is not None and asked is not None:
+                of_known, of_asked = (torch.stack([o.labels for o in side]) for side in (supports, queries))
+                return Stack((known, of_known), (asked, of_asked))
+        return [Task(known.data, asked.data) for known, asked in zip(supports, queries, strict=True)]
 
     def _labelled(self, pool: Pool, bags: NDArray[np.int64], labels: NDArray[np.int64]) -> Support:
         classes = int(labels.max()) + 1
@@ -332,11 +337,6 @@ class MetaTraining:
                 best = tried, accuracy
         assert best is not None
         return best
-
-
-def _stacked(data: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    features, labels = zip(*data, strict=True)
-    return torch.stack(features), torch.stack(labels)
 
 
 def _all_bags(episode: Episode) -> NDArray[np.int64]:

@@ -47,6 +47,7 @@ class ABMIL(Head):
     """
 
     name = "abmil"
+    stacks = True
 
     def __init__(
         self, dim: int, classes: int, *, hidden: int = 512, attention: int = 256, dropout: float = 0.25

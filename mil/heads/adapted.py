@@ -36,6 +36,7 @@ class AdaptedHead(Head):
         self.name, self.classes, self.dim = head.name, head.classes, front.dim
         self.adaptor = front.name
         self.last_layer, self.embeds = f"head.{head.last_layer}", head.embeds
+        self.stacks = head.stacks and not front.uses_places
         self.uses_places = front.uses_places or head.uses_places
         of_front = {ADAPTOR_SETTING + name: value for name, value in front.settings.items()}
         self.settings = {**head.settings, **of_front}

@@ -55,6 +55,11 @@ class Head(nn.Module):
     z, and how it comes about, then know nothing of the number of classes: in `torch.func.functional_call` any
     number of rows may stand in that layer, and with those of the identity and no bias the "logits" are z.
     """
+    stacks: bool = False
+    """Whether it can judge bags of many sizes side by side under `torch.func.vmap`.
+
+    Of `PackedBags.sizes` it then reads nothing but how many there are, and no shape depends on a value.
+    """
     adaptor: str | None = None
     """The adaptor in front, by its name in `mil.adaptors.ADAPTORS`; see `mil.heads.adapted`."""
     dim: int

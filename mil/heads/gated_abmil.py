@@ -54,6 +54,7 @@ class GatedABMIL(Head):
     """
 
     name = "gated_abmil"
+    stacks = True
 
     def __init__(
         self, dim: int, classes: int, *, hidden: int = 512, attention: int = 256, dropout: float = 0.25

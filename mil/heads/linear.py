@@ -40,6 +40,7 @@ class Linear(Head):
     """
 
     name = "linear"
+    stacks = True
 
     def __init__(self, dim: int, classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()

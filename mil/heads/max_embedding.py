@@ -45,6 +45,7 @@ class MaxEmbedding(Head):
     """
 
     name = "max_embedding"
+    stacks = True
 
     def __init__(self, dim: int, classes: int, *, hidden: int = 512, dropout: float = 0.25) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class Mean(Head):
     """
 
     name = "mean"
+    stacks = True
 
     def __init__(self, dim: int, classes: int, *, hidden: int = 512, dropout: float = 0.25) -> None:
         super().__init__()

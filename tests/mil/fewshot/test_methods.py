@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from mil.adaptors.principal import Principal
 from mil.bags import PackedBags, each_alone
 from mil.fewshot.learners import LastLayer
-from mil.fewshot.methods import Logistic, Method, Prototypes, Stepping, Support, fit_logistic, plain
+from mil.fewshot.methods import Logistic, Method, Prototypes, Stepping, Support, fit_logistic
+from mil.fewshot.stacking import plain
 from mil.heads import build_head
 from mil.heads.adapted import AdaptedHead
 from mil.metalearning import rates_of
