@@ -1,4 +1,4 @@
-"""A heatmap laid over a slide's thumbnail, with its legend: the picture for a quick look."""
+"""A heatmap laid over a slide's thumbnail or by itself, with its legend: pictures for a quick look."""
 
 from __future__ import annotations
 
@@ -67,9 +67,39 @@ def draw_overlay(
     # Under a tile the tissue turns grey, so that hue speaks of the score alone and not of the stain.
     grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)[known][:, None]
     mixed[known] = np.rint(alpha * tint + (1 - alpha) * grey).astype(np.uint8)
-    legend = _legend(title or channel, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
+    return _with_legend(mixed, title or channel, vmin=vmin, vmax=vmax)
+
+
+def draw_picture(
+    heatmap: Heatmap, channel: str, *, title: str | None = None, vmin: float = 0.0, vmax: float = 1.0
+) -> _Image:
+    """Colour one channel, a pixel a pixel, and put a legend below; white where no tile lies.
+
+    Parameters
+    ----------
+    title, vmin, vmax
+        As `draw_overlay` takes them.
+
+    Returns
+    -------
+    (rows + legend, max(columns, 320), 3) uint8 RGB; the first rows and columns are the heatmap's.
+
+    Raises
+    ------
+    UsageError
+        No such channel, or not `vmin` < `vmax`.
+    """
+    check_range(vmin=vmin, vmax=vmax)
+    picture = colour(heatmap.channel(channel), vmin=vmin, vmax=vmax)
+    return _with_legend(picture, title or channel, vmin=vmin, vmax=vmax)
+
+
+def _with_legend(picture: _Image, title: str, *, vmin: float, vmax: float) -> _Image:
+    """A picture, white on its right if it is narrower than the legend needs, and the legend below."""
+    height, width = picture.shape[:2]
+    legend = _legend(title, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
     margin = np.full((height, legend.shape[1] - width, 3), WHITE, np.uint8)
-    return np.concatenate([np.concatenate([mixed, margin], axis=1), legend])
+    return np.concatenate([np.concatenate([picture, margin], axis=1), legend])
 
 
 def _sample(

@@ -61,14 +61,16 @@ class DrawSettings:
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise UsageError("no format is named", action=f"Name some of {', '.join(f.value for f in Format)}")
+            raise UsageError(
+                "no format is named", action=f"Name some of {', '.join(f.value for f in Format)}"
+            )
         object.__setattr__(self, "formats", tuple(f for f in Format if f in self.formats))
 
     def as_json(self) -> dict[str, object]:
         """For the recipe: what has no effect is left out, so that it cannot stand in the way."""
-        written = {"formats": [f.value for f in self.formats]}
+        written = {"overlap": self.overlap.value, "scale": self.scale.value}
         ngff = {"ngff": self.ngff.value} if Format.OME_ZARR in self.formats else {}
-        return written | ngff | {"overlap": self.overlap.value, "scale": self.scale.value}
+        return {"formats": [f.value for f in self.formats], **ngff, **written}
 
 
 AS_USUAL = DrawSettings()
