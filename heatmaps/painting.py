@@ -82,15 +82,16 @@ class Painting:
         tops, bottoms = boxes[starts, 1], boxes[starts, 3]
         for first in range(0, self.size[0], _BAND_ROWS):
             band = plane[first : first + _BAND_ROWS]
-            canvas = _Mean(band, self.enough) if self.overlap is Overlap.MEAN else _Max(band, self.enough)
             low = np.searchsorted(bottoms, first, "right")
             high = np.searchsorted(tops, first + len(band), "left")
+            if low == high:
+                continue
+            canvas = _Mean(band, self.enough) if self.overlap is Overlap.MEAN else _Max(band, self.enough)
             for row in range(low, high):
                 tiles = slice(starts[row], stops[row])
                 top, bottom = tops[row] - first, bottoms[row] - first
                 canvas.lay(top, bottom, boxes[tiles, 0], boxes[tiles, 2], scores[tiles])
-            if low < high:
-                canvas.finish()
+            canvas.finish()
         return plane
 
 
