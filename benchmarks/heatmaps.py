@@ -3,11 +3,12 @@
     python -m benchmarks.heatmaps [--rounds 2] [--channels 12]
 
 *Full resolution* is how CLAM draws (`visHeatmap`; written here from its description, not from its code):
-every tile is added to an array of the slide's own pixels, another array counts, one is divided by the other.
-That does not fit for whole slides, so it gets a slide of 8,192 px. *Tile by tile* is the plain loop on the same
-grid of pixels as ours. *Scatter* adds all pixels of all tiles with `numpy.add.at`. What they give is compared
-with ours before anything is timed. Each way runs in a process of its own, which tells its time without its
-imports and the most memory that it ever held, with them; ways take turns and the quickest round counts.
+every tile is added to an array of the slide's own pixels, another array counts, one is divided by the
+other. That does not fit for whole slides, so it gets a slide of 8,192 px. *Tile by tile* is the plain loop
+on the same grid of pixels as ours. *Scatter* adds all pixels of all tiles with `numpy.add.at`. What they give
+is compared with ours before anything is timed. Each way runs in a process of its own, which tells its time
+without its imports and the most memory that it ever held, with them; ways take turns and the quickest round
+counts.
 """
 
 from __future__ import annotations
