@@ -124,7 +124,11 @@ def draw_heatmap(
         write_scores(draft.folder / SCORES, heatmap)
     if Format.OME_ZARR in settings.formats:
         write_ngff(draft.folder / ZARR, heatmap, version=settings.ngff)
-    _draw_colours(draft.folder, store, numbers, settings, of_tiles=judges_tiles(commit))
+    shown = heatmap
+    if settings.scale is Scale.RANK:
+        ranked = {name: ranks(column) for name, column in numbers.channels().items()}
+        shown = _paint(store, ranked, settings.overlap)
+    _draw_colours(draft.folder, store, shown, settings, of_tiles=judges_tiles(commit))
     record = store.record
     write_tiles(
         draft.folder / GEOJSON,
@@ -140,13 +144,11 @@ def draw_heatmap(
 
 
 def _draw_colours(
-    folder: Path, store: TileStore, numbers: TileNumbers, settings: DrawSettings, *, of_tiles: bool
+    folder: Path, store: TileStore, heatmap: Heatmap, settings: DrawSettings, *, of_tiles: bool
 ) -> None:
     """The files of each channel, which is painted once for all of them."""
-    ranked = settings.scale is Scale.RANK
-    shown = {name: ranks(column) if ranked else column for name, column in numbers.channels().items()}
-    heatmap = _paint(store, shown, settings.overlap)
     thumbnail, scale = read_thumbnail(store)
+    ranked = settings.scale is Scale.RANK
     for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
         plane, title = heatmap.only(channel), legend_title(channel, of_tiles=of_tiles, ranked=ranked)
         if Format.OME_TIFF in settings.formats:

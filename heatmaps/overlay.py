@@ -14,6 +14,9 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEAST_WIDTH = 320
 """Pixels that the longest numbers need; narrower thumbnails get a white margin on the right."""
 
+_LEAST_PICTURE = 800
+"""Pixels along the long side of a plain picture, at least: those of small heatmaps are repeated."""
+
 _Image = NDArray[np.uint8]
 
 
@@ -73,7 +76,9 @@ def draw_overlay(
 def draw_picture(
     heatmap: Heatmap, channel: str, *, title: str | None = None, vmin: float = 0.0, vmax: float = 1.0
 ) -> _Image:
-    """Colour one channel, a pixel a pixel, and put a legend below; white where no tile lies.
+    """Colour one channel and put a legend below; white where no tile lies, and nothing is interpolated.
+
+    A pixel of a small heatmap becomes a square of as many as it takes for a picture of 800 pixels.
 
     Parameters
     ----------
@@ -82,7 +87,7 @@ def draw_picture(
 
     Returns
     -------
-    (rows + legend, max(columns, 320), 3) uint8 RGB; the first rows and columns are the heatmap's.
+    (times * rows + legend, max(times * columns, 320), 3) uint8 RGB.
 
     Raises
     ------
@@ -90,7 +95,9 @@ def draw_picture(
         No such channel, or not `vmin` < `vmax`.
     """
     check_range(vmin=vmin, vmax=vmax)
-    picture = colour(heatmap.channel(channel), vmin=vmin, vmax=vmax)
+    times = -(-_LEAST_PICTURE // max(heatmap.shape))
+    picture = colour(heatmap.channel(channel), vmin=vmin, vmax=vmax).repeat(times, axis=0)
+    picture = picture.repeat(times, axis=1)
     return _with_legend(picture, title or channel, vmin=vmin, vmax=vmax)
 
 

@@ -156,10 +156,13 @@ def test_what_cannot_be_drawn_is_refused(thumbnail, heatmap, change):
 
 def test_the_plain_picture_is_the_heatmap_in_colours_with_the_overlays_legend(thumbnail, heatmap):
     drawn = draw_picture(heatmap, "tumour", title="what it is")
-    rows, columns = heatmap.shape
-    np.testing.assert_array_equal(
-        drawn[:rows, :columns], colour(heatmap.channel("tumour"), vmin=0, vmax=1, gap=(255, 255, 255))
-    )
+    times = -(-800 // max(heatmap.shape))
+    rows, columns = (times * length for length in heatmap.shape)
+    pixels = colour(heatmap.channel("tumour"), vmin=0, vmax=1, gap=(255, 255, 255))
+    assert times > 1
+    for down in range(times):
+        for right in range(times):
+            np.testing.assert_array_equal(drawn[down:rows:times, right:columns:times], pixels)
     narrow = np.full((9, columns, 3), 255, np.uint8)
     laid = draw_overlay(narrow, heatmap, "tumour", thumbnail_scale=SCALE, title="what it is")
     np.testing.assert_array_equal(drawn[rows:], laid[9:])
