@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mil.fewshot.arguments as few
+from heatmaps.arguments import add_drawing, drawing
 from mil.arguments import (
     add_encoder,
     add_encoding,
@@ -281,8 +282,9 @@ def heatmap(arguments: Arguments) -> int:
     from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
 
+    settings = drawing(arguments)
     model, _ = load_model(arguments.model)
-    step = draw_step(model.name, weights_sha256=model.weights_sha256)
+    step = draw_step(model.name, weights_sha256=model.weights_sha256, settings=settings)
     return _batch(arguments, model).over_stores([step])
 
 
@@ -411,7 +413,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(fewshot_evaluate, "results --annotations regions/ -m meta", few.add_evaluation, add_overwrite)
     add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
     add(predict, "results -m model", add_results, add_model, add_overwrite)
-    add(heatmap, "results -m model", add_results, add_model, add_overwrite)
+    add(heatmap, "results -m model", add_results, add_model, add_drawing, add_overwrite)
     to_run = add_slides, add_model, add_output, add_network, add_no_pixels, add_workers
     add(run, "slides/ -m model -o results", *to_run)
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)
