@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from heatmaps.overlay import draw_overlay
 from heatmaps.pyramid import write_colours, write_scores
-from heatmaps.qupath import TileClasses, write_tiles
+from heatmaps.qupath_files import QupathOptions, write_for_qupath
 from heatmaps.raster import Heatmap, paint
 from tiling.class_names import CHANNELS
 from tiling.commit import Commit
@@ -24,8 +24,9 @@ from wsi.durable import write_file
 from wsi.errors import RecipeError, UsageError
 from wsi.picture import encode_png
 
-SCORES, GEOJSON = "scores.ome.tif", "tiles.geojson"
+SCORES = "scores.ome.tif"
 RANK, UNCERTAINTY = CHANNELS
+FOR_QUPATH = QupathOptions()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,11 +70,13 @@ class TileNumbers:
         return named
 
 
-def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = None) -> Commit:
+def draw_heatmap(
+    store: TileStore, model: str, *, weights_sha256: str | None = None, qupath: QupathOptions = FOR_QUPATH
+) -> Commit:
     """Paint a model's tile scores, attention and uncertainty on the slide's frame.
 
     Writes ``scores.ome.tif`` (float32, one channel a class, the attention's rank and the uncertainty),
-    ``tiles.geojson`` (for QuPath), and for each channel ``heatmap-<name>.ome.tif`` (coloured) and
+    the files of `heatmaps.qupath_files`, and for each channel ``heatmap-<name>.ome.tif`` (coloured) and
     ``overlay-<name>.png`` (over the thumbnail). By a model that judges tiles there is no attention: it would
     be the same everywhere. Scores of before there was an uncertainty are drawn without.
 
@@ -85,6 +88,8 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
         Name of the model whose scores are drawn.
     weights_sha256
         Its weights, where the caller knows them: another model may bear the same name.
+    qupath
+        What QuPath is given.
 
     Raises
     ------
@@ -94,7 +99,11 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
         They are by another model of that name, or of tiles that have been replaced since.
     """
     commit = scores_by(store, model, weights_sha256)
-    recipe = {"step": "heatmap", "inputs": store.inputs(f"scores/{model}", "tissue")}
+    recipe = {
+        "step": "heatmap",
+        "inputs": store.inputs(f"scores/{model}", "tissue"),
+        "qupath": qupath.as_json(),
+    }
     for name in ("slide", "resolution"):
         if store.require("tissue").recipe[name] != store.tiles.recipe[name]:
             raise RecipeError(
@@ -115,16 +124,14 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
         title = legend_title(channel, of_tiles=of_tiles)
         picture = draw_overlay(thumbnail, heatmap, channel, thumbnail_scale=scale[0], title=title)
         write_file(draft.folder / f"overlay-{name}.png", encode_png(picture))
-    record = store.record
-    write_tiles(
-        draft.folder / GEOJSON,
-        slide_id=store.slide_id,
-        origins=store.origins,
-        tile=_pair(record["tile_level0"]),
-        slide_size=tuple(record["slide_size"]),
+    write_for_qupath(
+        draft.folder,
+        store,
+        heatmap,
+        classes=numbers.classes,
+        scores=numbers.scores,
         measurements=numbers.measurements(),
-        classes=TileClasses(numbers.classes, numbers.scores.argmax(axis=1)),
-        bounds_origin=tuple(record["bounds_origin"]),
+        options=qupath,
     )
     return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
 
@@ -161,11 +168,10 @@ def legend_title(channel: str, *, of_tiles: bool = False) -> str:
 _MEANINGS = {RANK: "no evidence", UNCERTAINTY: "0 sure, 1 no idea"}
 
 
-def draw_step(model: str, *, weights_sha256: str) -> Step:
+def draw_step(model: str, *, weights_sha256: str, qupath: QupathOptions = FOR_QUPATH) -> Step:
     """Draw a model's scores as files that people open."""
-    return Step(
-        f"heatmaps/{model}", lambda job: draw_heatmap(job.store, model, weights_sha256=weights_sha256)
-    )
+    options: dict[str, Any] = {"weights_sha256": weights_sha256, "qupath": qupath}
+    return Step(f"heatmaps/{model}", lambda job: draw_heatmap(job.store, model, **options))
 
 
 def _numbers(store: TileStore, model: str) -> TileNumbers:

@@ -15,6 +15,7 @@ RFC 7946, "The GeoJSON Format" (2016). What QuPath adds to it: its documentation
 
 from __future__ import annotations
 
+import enum
 import gzip
 import io
 import json
@@ -37,6 +38,19 @@ one feature. Files of cells are larger, and do not say where tissue is."""
 
 _log = logging.getLogger(__name__)
 _AGAIN = "Export it again from QuPath (File, Export objects as GeoJSON), or give another file"
+
+
+class Origin(enum.Enum):
+    """From where coordinates count. A file of our own says so itself."""
+
+    BOUNDS = "bounds"
+    """The corner of the slide's bounds: QuPath crops a slide to them, and so counts from there."""
+    SLIDE = "slide"
+    """The slide's own corner: QuPath opened with ``--no-crop``, and most other programs."""
+
+    def of(self, bounds_origin: tuple[float, float]) -> tuple[float, float]:
+        """Level-0 (x, y) of where to count from, for a slide whose bounds begin there."""
+        return bounds_origin if self is Origin.BOUNDS else (0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -94,7 +94,10 @@ def tile_pool(
     if table is not None:
         _warn_of_left_out(annotations, table, stores)
     recipe = common_recipe([slide.store for slide, _ in annotated], key, contexts=contexts)
-    marks = [read_marks(file, slide.store, rename=rename or {}) for slide, file in annotated]
+    marks = [
+        read_marks(file, slide.store, rename=rename or {}, origin=annotations.origin)
+        for slide, file in annotated
+    ]
     check_names(marks)
     classes = require_classes(marks)
     parts = []
