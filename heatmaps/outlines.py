@@ -213,5 +213,7 @@ def valid_on_grid(shape: Shape) -> list[Shape]:
 
 
 def _polygon(shape: Shape) -> Polygon:
+    """Ours, with its rings turned as RFC 7946 asks."""
     shell, *holes = (np.round(np.array(ring.coords), 2) for ring in (shape.exterior, *shape.interiors))
-    return Polygon(shell, tuple(holes))
+    turned = [hole if _enclosed(hole) < 0 else hole[::-1] for hole in holes]
+    return Polygon(shell if _enclosed(shell) > 0 else shell[::-1], tuple(turned))
