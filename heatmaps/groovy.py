@@ -97,27 +97,22 @@ def literal(text: str) -> str:
     r"""A Groovy string literal, in ASCII, that stands for the text and does nothing else.
 
     Single quotes: no ``$`` is heeded within. Groovy before 3 replaces ``\u`` and four digits before it looks
-    for quotes, so no ASCII character is written in that way; and that a backslash of the text never comes
-    before a ``u`` of it, the literal is parted there.
+    for quotes, so no ASCII character that prints is written in that way; and that a backslash of the text
+    never comes before a ``u`` or such digits, the literal is parted there.
 
     >>> print(literal("it's ${1} \\user"))
     'it\'s ${1} \\' + 'user'
     """
     units = memoryview(text.encode("utf-16-le", "surrogatepass")).cast("H")
-    written = []
+    written: list[str] = []
     for unit in units:
         character = chr(unit)
-        if character in _ESCAPES:
-            written.append(_ESCAPES[character])
-        elif " " <= character <= "~":
-            written.append(character)
-        else:
-            written.append(f"\\u{unit:04x}")
-    parted = "".join(
-        f"{one}' + '" if one == "\\\\" and following == "u" else one
-        for one, following in zip(written, [*written[1:], ""], strict=True)
-    )
-    return f"'{parted}'"
+        plain = character if " " <= character <= "~" else f"\\u{unit:04x}"
+        one = _ESCAPES.get(character, plain)
+        if written and written[-1] == _ESCAPES["\\"] and one.lstrip("\\").startswith("u"):
+            written.append("' + '")
+        written.append(one)
+    return "'" + "".join(written) + "'"
 
 
 _SCRIPT = """\

@@ -5,7 +5,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -63,6 +63,7 @@ def test_pixels_that_touch_by_a_corner_do_not_make_a_ring_that_meets_itself() ->
     assert all(len(np.unique(ring[:-1], axis=0)) == len(ring) - 1 for ring in found)
 
 
+@settings(deadline=None)
 @given(MASKS)
 def test_each_part_has_one_outer_ring_and_is_a_valid_polygon_in_one_piece(mask: np.ndarray) -> None:
     count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
