@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from heatmaps.outlines import Region, RegionRules, as_annotations, outline, valid_on_grid
-from heatmaps.raster import Heatmap
 from wsi.annotations import read_annotations
 from wsi.errors import UsageError
 from wsi.found import is_as_found
@@ -30,13 +29,22 @@ SCORES = arrays(
 )
 
 
-def heatmap(scores: np.ndarray, *, scale: float = 10.0, scale_y: float = 10.0, mpp: float = 2.5) -> Heatmap:
-    return Heatmap(scores.astype(np.float32)[:, :, None], ("a",), scale, scale_y, mpp)
+@dataclasses.dataclass(frozen=True)
+class Plane:
+    """One channel, as a heatmap holds it."""
+
+    scores: np.ndarray
+    scale: float = 10.0
+    scale_y: float = 10.0
+    mpp: float = 2.5
+
+    def channel(self, name: str) -> np.ndarray:
+        return self.scores.astype(np.float32)
 
 
 def regions(scores: np.ndarray, rules: RegionRules, *, over: float = 0.0, **frame: float) -> list[Region]:
     """Regions of a heatmap that reaches over the slide's edge by a share of a pixel."""
-    painted = heatmap(scores, **frame)
+    painted = Plane(scores, **frame)
     rows, columns = scores.shape
     size = int((columns - over) * painted.scale), int((rows - over) * painted.scale_y)
     return outline(painted, "a", slide_size=size, rules=rules)
