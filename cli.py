@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mil.fewshot.arguments as few
 from heatmaps.arguments import add_drawing, drawing
+from heatmaps.qupath_arguments import add_region_rules, add_regions, qupath_options
 from mil.arguments import (
     add_encoder,
     add_encoding,
@@ -264,7 +265,8 @@ def adapt(arguments: Arguments) -> int:
     folder, choice, slides = few.adapted(arguments)
     model, ensemble = load_model(folder)
     _reporter(arguments).facts({"model": str(folder)} | facts(choice))
-    steps = [predict_step(model, ensemble), draw_step(model.name, weights_sha256=model.weights_sha256)]
+    drawing = draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments))
+    steps = [predict_step(model, ensemble), drawing]
     return _batch(arguments, model).over(slides, steps, from_slides=False)
 
 
@@ -282,9 +284,9 @@ def heatmap(arguments: Arguments) -> int:
     from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
 
-    settings = drawing(arguments)
+    settings, qupath = drawing(arguments), qupath_options(arguments)
     model, _ = load_model(arguments.model)
-    step = draw_step(model.name, weights_sha256=model.weights_sha256, settings=settings)
+    step = draw_step(model.name, weights_sha256=model.weights_sha256, settings=settings, qupath=qupath)
     return _batch(arguments, model).over_stores([step])
 
 
@@ -331,7 +333,7 @@ def run(arguments: Arguments) -> int:
         qc_step(),
         *encoding(arguments, encoder["name"], workers=count, contexts=scales, expected=encoder),
         predict_step(model, ensemble),
-        draw_step(model.name, weights_sha256=model.weights_sha256),
+        draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments)),
     ]
     return _batch(arguments, model).over_slides(steps)
 
@@ -411,10 +413,11 @@ def build_parser() -> argparse.ArgumentParser:
     add(evaluate, "-m model", add_evaluation, add_model, add_overwrite)
     add(fewshot_train, "results --annotations regions/ -m meta", few.add_training, add_encoder)
     add(fewshot_evaluate, "results --annotations regions/ -m meta", few.add_evaluation, add_overwrite)
-    add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
+    command = add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
+    add_region_rules(command)
     add(predict, "results -m model", add_results, add_model, add_overwrite)
-    add(heatmap, "results -m model", add_results, add_model, add_drawing, add_overwrite)
-    to_run = add_slides, add_model, add_output, add_network, add_no_pixels, add_workers
+    add(heatmap, "results -m model", add_results, add_model, add_drawing, add_regions, add_overwrite)
+    to_run = add_slides, add_model, add_output, add_network, add_no_pixels, add_workers, add_regions
     add(run, "slides/ -m model -o results", *to_run)
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)
     foreign = add_foreign, add_resolution, add_method, add_output

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from heatmaps.ngff import write_ngff
 from heatmaps.overlay import draw_overlay, draw_picture
 from heatmaps.pyramid import write_colours, write_scores
-from heatmaps.qupath import TileClasses, write_tiles
+from heatmaps.qupath_files import QupathOptions, write_for_qupath
 from heatmaps.raster import Heatmap, paint_columns
 from heatmaps.settings import AS_USUAL, DrawSettings, Format, Overlap, Scale
 from tiling.class_names import CHANNELS
@@ -27,8 +27,9 @@ from wsi.durable import write_file
 from wsi.errors import RecipeError, UsageError
 from wsi.picture import encode_png
 
-SCORES, ZARR, GEOJSON = "scores.ome.tif", "scores.ome.zarr", "tiles.geojson"
+SCORES, ZARR = "scores.ome.tif", "scores.ome.zarr"
 RANK, UNCERTAINTY = CHANNELS
+FOR_QUPATH = QupathOptions()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,12 +74,17 @@ class TileNumbers:
 
 
 def draw_heatmap(
-    store: TileStore, model: str, *, settings: DrawSettings = AS_USUAL, weights_sha256: str | None = None
+    store: TileStore,
+    model: str,
+    *,
+    settings: DrawSettings = AS_USUAL,
+    qupath: QupathOptions = FOR_QUPATH,
+    weights_sha256: str | None = None,
 ) -> Commit:
     """Paint a model's tile scores, attention and uncertainty on the slide's frame.
 
-    Writes ``tiles.geojson`` (for QuPath) and for each channel ``overlay-<name>.png`` (over the thumbnail);
-    and as the settings ask ``scores.ome.tif`` and ``heatmap-<name>.ome.tif`` (coloured), or
+    Writes the files of `heatmaps.qupath_files`, and for each channel ``overlay-<name>.png`` (over the
+    thumbnail); and as the settings ask ``scores.ome.tif`` and ``heatmap-<name>.ome.tif`` (coloured), or
     ``scores.ome.zarr``, or ``heatmap-<name>.png``. Scores are float32, one channel a class, the attention's
     rank and the uncertainty. By a model that judges tiles there is no attention: it would be the same
     everywhere. Scores of before there was an uncertainty are drawn without.
@@ -93,6 +99,8 @@ def draw_heatmap(
         Which files, and how.
     weights_sha256
         Its weights, where the caller knows them: another model may bear the same name.
+    qupath
+        What QuPath is given.
 
     Raises
     ------
@@ -106,6 +114,7 @@ def draw_heatmap(
     recipe = {
         "step": "heatmap",
         "settings": settings.as_json(),
+        "qupath": qupath.as_json(),
         "inputs": store.inputs(f"scores/{model}", "tissue"),
     }
     for name in ("slide", "resolution"):
@@ -129,16 +138,14 @@ def draw_heatmap(
         ranked = {name: ranks(column) for name, column in numbers.channels().items()}
         shown = _paint(store, ranked, settings.overlap)
     _draw_colours(draft.folder, store, shown, settings, of_tiles=judges_tiles(commit))
-    record = store.record
-    write_tiles(
-        draft.folder / GEOJSON,
-        slide_id=store.slide_id,
-        origins=store.origins,
-        tile=_pair(record["tile_level0"]),
-        slide_size=tuple(record["slide_size"]),
+    write_for_qupath(
+        draft.folder,
+        store,
+        heatmap,
+        classes=numbers.classes,
+        scores=numbers.scores,
         measurements=numbers.measurements(),
-        classes=TileClasses(numbers.classes, numbers.scores.argmax(axis=1)),
-        bounds_origin=tuple(record["bounds_origin"]),
+        options=qupath,
     )
     return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
 
@@ -199,11 +206,17 @@ RANKED = "rank within this slide"
 _MEANINGS = {RANK: "no evidence", UNCERTAINTY: "0 sure, 1 no idea"}
 
 
-def draw_step(model: str, *, weights_sha256: str, settings: DrawSettings = AS_USUAL) -> Step:
+def draw_step(
+    model: str,
+    *,
+    weights_sha256: str,
+    settings: DrawSettings = AS_USUAL,
+    qupath: QupathOptions = FOR_QUPATH,
+) -> Step:
     """Draw a model's scores as files that people open."""
 
     def make(job: Job) -> object:
-        return draw_heatmap(job.store, model, settings=settings, weights_sha256=weights_sha256)
+        return draw_heatmap(job.store, model, settings=settings, qupath=qupath, weights_sha256=weights_sha256)
 
     return Step(f"heatmaps/{model}", make)
 
