@@ -225,7 +225,8 @@ def quality_layer(store: TileStore) -> Layer:
 def pack(heatmap: Heatmap, name: str) -> bytes:
     """A channel for the page: the length of a JSON head (uint32), the head, and rows of float32.
 
-    All is little-endian. The head has ``columns``, ``rows``, and level-0 pixels per pixel ``scale``; NaN is where no tile lies.
+    All is little-endian. The head has ``columns``, ``rows``, and level-0 pixels per pixel ``scale``; NaN
+    is where no tile lies.
     """
     plane, step = thinned(heatmap.channel(name))
     scale = [heatmap.scale * step, heatmap.scale_y * step]

@@ -310,7 +310,7 @@ def _counted_from(feature: dict[str, Any], origin: Sequence[float]) -> dict[str,
             return [_plain(round(points[axis] - origin[axis], 2)) for axis in (0, 1)]
         return [move(inner) for inner in points]
 
-    if any(origin) and "coordinates" in (moved.get("geometry") or {}):
+    if "coordinates" in (moved.get("geometry") or {}):
         moved["geometry"]["coordinates"] = move(moved["geometry"]["coordinates"])
     return moved
 

@@ -1,7 +1,8 @@
 """The viewer's server: HTTP on the loopback interface, around `Service` and `Door`.
 
 Every address that is answered is in `_GET` and `_POST`; numbers in it are looked up in tables. Files of the
-page are read when the server starts and served by their names in a dict: no text from an address is ever opened.
+page are read when the server starts and served by their names in a dict: no text from an address is ever
+opened.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "Microtome", ""
     timeout = _IDLE_S
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that the base class calls
+    def do_GET(self) -> None:
         """Answer a question."""
         self._answer("GET")
 
