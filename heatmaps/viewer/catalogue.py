@@ -19,6 +19,7 @@ from tiling.output import Output
 from tiling.store import TileStore, judges_tiles
 from wsi.errors import MicrotomeError, UsageError
 from wsi.regions import RegionFiles
+from wsi.slide import Slide
 
 _MOST_LOGS = 500
 """Of the logs of runs so many are read, the newest first, to learn where slides are and which failed."""
@@ -163,7 +164,15 @@ def open_slides(
     trust_objective: bool,
     annotations: RegionFiles | None,
 ) -> Catalogue:
-    """Slide files without results; `marks` is the folder for marks that are made on them, if any."""
+    """Slide files without results; `marks` is the folder for marks that are made on them, if any.
+
+    Raises
+    ------
+    SlideError
+        One of them is no slide that could be opened: said before any page is.
+    """
+    for path in files.values():
+        Slide(path, mpp=mpp, trust_objective=trust_objective).close()
     folder = marks / "feedback" if marks else None
     catalogue = Catalogue(None, files, folder, Opening(mpp, trust_objective), annotations)
     catalogue.refresh()

@@ -170,11 +170,11 @@ class Exhibit:
 
     def tile_facts(self, row: int) -> dict[str, Any]:
         """All that is known of a tile, for the page."""
-        groups = []
+        box, groups = self.footprints.box(row), []
         for number, name in enumerate(self.layer_names):
             with contextlib.suppress(MicrotomeError):  # one model's scores may be out of date
                 groups.append({"name": name, "values": self.layer(number).of_tile(row)})
-        return {"row": row, "box": self.footprints.box(row), "layers": groups}
+        return {"row": row, "box": box, "layers": groups}
 
     def best(self, layer: int, channel: int, count: int, *, lowest: bool) -> list[dict[str, Any]]:
         """The highest tiles of a channel, or the lowest."""

@@ -159,9 +159,9 @@ class Feedback:
 
     def _add(self, place: Place, feature: dict[str, Any], *, once: bool = False) -> str:
         """Add a feature; `once` refuses a second word on the same thing by the same model."""
-        key = _about(feature)
 
-        def change(features: list[dict[str, Any]]) -> _Change:
+        def change(features: list[dict[str, Any]], origin: Sequence[float]) -> _Change:
+            key = _about(_counted_from(feature, origin))
             if any(other.get("id") == feature["id"] for other in features):
                 return _Change()
             if once and any(_about(other) == key for other in features):
@@ -179,7 +179,7 @@ class Feedback:
     def remove(self, place: Place, identity: str) -> None:
         """Take a mark away; `undo` brings it back. `UsageError` where there is none of this id."""
 
-        def change(features: list[dict[str, Any]]) -> _Change:
+        def change(features: list[dict[str, Any]], origin: Sequence[float]) -> _Change:
             found = tuple(feature for feature in features if feature.get("id") == identity)
             if not found:
                 raise UsageError("there is no such mark", action="Load the page again")
@@ -194,7 +194,7 @@ class Feedback:
             last = made.pop() if made else None
         if last is None:
             return False
-        self._change(place, lambda features: last.reversed(), remember=False)
+        self._change(place, lambda features, origin: last.reversed(), remember=False)
         return True
 
     def can_undo(self, place: Place) -> bool:
@@ -205,7 +205,11 @@ class Feedback:
     # The file --------------------------------------------------------------------------------------------
 
     def _change(
-        self, place: Place, decide: Callable[[list[dict[str, Any]]], _Change], *, remember: bool = True
+        self,
+        place: Place,
+        decide: Callable[[list[dict[str, Any]], Sequence[float]], _Change],
+        *,
+        remember: bool = True,
     ) -> None:
         """Read, change and write a slide's file, while nobody else does."""
         path, work = self.path(place.slide_id), self.folder / ".work"
@@ -218,10 +222,10 @@ class Feedback:
                 "features": [],
             }
             features = _features_of(top, path)
-            change = decide(features)
+            origin = top.get("bounds_origin", place.bounds_origin)
+            change = decide(features, origin)
             if not (change.added or change.removed):
                 return
-            origin = top.get("bounds_origin", place.bounds_origin)
             gone = {feature.get("id") for feature in change.removed}
             there = {feature.get("id") for feature in features}
             kept = [feature for feature in features if feature.get("id") not in gone]

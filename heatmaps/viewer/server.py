@@ -97,9 +97,8 @@ class ViewerServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.port}/?token={token}"
 
     def serve(self) -> None:
-        """Answer until Ctrl-C."""
-        with contextlib.suppress(KeyboardInterrupt):
-            self.serve_forever(poll_interval=0.2)
+        """Answer until Ctrl-C, which `open_viewer` takes for a good end."""
+        self.serve_forever(poll_interval=0.2)
 
     def server_close(self) -> None:
         """Stop listening, and close all slides."""
@@ -119,7 +118,8 @@ def open_viewer(catalogue: Catalogue, *, port: int, browser: bool) -> Iterator[V
     with ViewerServer(catalogue, port=port) as server:
         if browser and has_screen():
             webbrowser.open(server.address_of(server.door.ticket()))
-        yield server
+        with contextlib.suppress(KeyboardInterrupt):
+            yield server
 
 
 def has_screen() -> bool:
@@ -202,7 +202,11 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal := door.check_source(method, headers):
             self._refuse(refusal)
             return
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:  # half an IPv6 address
+            self._refuse(Refusal(400, "This is no address"))
+            return
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         if method == "GET" and url.path == "/" and door.admits(query.get("token", "")):
             self._page("index.html", {"Set-Cookie": door.cookie(self.server.port)})
