@@ -67,10 +67,13 @@ class Exhibit:
     # The picture -----------------------------------------------------------------------------------------
 
     def _open_picture(self) -> DeepZoom | StillPicture:
-        if self._store is None:
-            path = self._catalogue.file(self.number)
-            assert path is not None  # it is what the catalogue was made of
+        path = self._catalogue.file(self.number)
+        nothing = self._store is None or not (self._store.find("tiles") or self._store.find("tissue"))
+        if nothing and path is not None:  # no results, or none yet: the slide alone
+            self._store = None
             return self._open_file(SlideFile(path, **asdict(self._catalogue.opening)))
+        if self._store is None:
+            raise SlideError("the file of this slide is not known", action="Start the viewer with --slides")
         try:
             return self._open_file(self._file_as_cut(self._store))
         except (MicrotomeError, OSError) as error:
@@ -235,7 +238,7 @@ class Exhibit:
         found = []
         if self._store is not None:
             with contextlib.suppress(MicrotomeError):
-                found.append(_outline("tissue", "tissue", [60, 170, 110], read_mask(self._store).outline()))
+                found.append(_outline("tissue", "tissue", [30, 40, 48], read_mask(self._store).outline()))
         if self._catalogue.annotations is None:
             return found
         path: Path | None = self._catalogue.annotations.find(self.slide_id)

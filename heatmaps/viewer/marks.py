@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -33,19 +31,22 @@ from typing import Any
 import numpy as np
 
 from heatmaps.qupath import TileClasses
+from heatmaps.viewer.collection import (
+    alone_patiently,
+    encode_collection,
+    features_of,
+    read_collection,
+)
 from heatmaps.viewer.rings import Box, Ring, checked_ring, ring_of_box
 from tiling.class_names import fault_of
-from tiling.commit import alone
 from tiling.output import check_slide_id
-from wsi.annotations import Annotation, parse_annotations, read_bounded
+from wsi.annotations import Annotation, parse_annotations
 from wsi.durable import make_folder, write_file
-from wsi.errors import OutputBusyError, OutputError, UsageError
+from wsi.errors import UsageError
 
 AGREE, DISAGREE = "Agree*", "Disagree*"
 SUFFIX = ".geojson"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:mark")
-_PATIENCE_S = 10.0
-"""How long to wait for another viewer that writes the same file."""
 _COLOURS = {AGREE: [90, 170, 90], DISAGREE: [200, 90, 60]}
 
 
@@ -110,11 +111,11 @@ class Feedback:
             The file cannot be read.
         """
         path = self.path(place.slide_id)
-        top = _load(path)
-        if not _features_of(top, path):
+        top = read_collection(path)
+        if not features_of(top, path):
             return []
         found = parse_annotations(json.dumps(top).encode(), path=path, bounds_origin=place.bounds_origin)
-        known = {str(feature.get("id")): feature for feature in _features_of(top, path)}
+        known = {str(feature.get("id")): feature for feature in features_of(top, path)}
         return [_for_page(one, known.get(one.identity or "", {})) for one in found]
 
     # Making ----------------------------------------------------------------------------------------------
@@ -214,14 +215,14 @@ class Feedback:
         """Read, change and write a slide's file, while nobody else does."""
         path, work = self.path(place.slide_id), self.folder / ".work"
         make_folder(self.folder)
-        with self._lock, _patient(path, work):
-            top = _load(path) or {
+        with self._lock, alone_patiently(path, work):
+            top = read_collection(path) or {
                 "type": "FeatureCollection",
                 "slide": place.slide_id,
                 "bounds_origin": list(place.bounds_origin),
                 "features": [],
             }
-            features = _features_of(top, path)
+            features = features_of(top, path)
             origin = top.get("bounds_origin", place.bounds_origin)
             change = decide(features, origin)
             if not (change.added or change.removed):
@@ -230,7 +231,7 @@ class Feedback:
             there = {feature.get("id") for feature in features}
             kept = [feature for feature in features if feature.get("id") not in gone]
             new = [_counted_from(one, origin) for one in change.added if one.get("id") not in there - gone]
-            write_file(path, _json(top, [*kept, *new]), work=work)
+            write_file(path, encode_collection(top, [*kept, *new]), work=work)
             # What is remembered counts from the slide's corner, as what is added does.
             back = tuple(_counted_from(feature, [-origin[0], -origin[1]]) for feature in change.removed)
             if remember:
@@ -341,62 +342,5 @@ def _for_page(one: Annotation, feature: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The file as JSON, empty where there is none. QuPath writes a collection too."""
-    if not path.exists():
-        return {}
-    try:
-        top = json.loads(read_bounded(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise _unreadable(path, str(error)) from error
-    if isinstance(top, list):
-        top = {"type": "FeatureCollection", "features": top}
-    if not isinstance(top, dict) or top.get("type") != "FeatureCollection":
-        raise _unreadable(path, "no FeatureCollection")
-    return top
-
-
-def _features_of(top: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    features = top.get("features", [])
-    if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
-        raise _unreadable(path, "its features are no list of objects")
-    return features
-
-
-def _unreadable(path: Path, reason: str) -> UsageError:
-    return UsageError(
-        f"cannot be read as marks ({reason}), so nothing was changed",
-        path=path,
-        action="Mend it, or move it away: a new one is begun",
-    )
-
-
-def _json(top: Mapping[str, Any], features: Sequence[Mapping[str, Any]]) -> bytes:
-    """One feature a line, in ASCII."""
-    head = json.dumps({key: value for key, value in top.items() if key != "features"}, allow_nan=False)
-    lines = ",\n".join(json.dumps(one, allow_nan=False, separators=(",", ":")) for one in features)
-    return f'{head[:-1]},"features":[\n{lines}\n]}}\n'.encode("ascii")
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-@contextmanager
-def _patient(path: Path, work: Path) -> Iterator[None]:
-    """`tiling.commit.alone`, waiting for a while where another process is at it."""
-    until = time.monotonic() + _PATIENCE_S
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(alone(path, work=work))
-                break
-            except (OutputBusyError, OutputError) as error:
-                # The other one removes the work folder when it is done, perhaps just before we lock in it.
-                busy = isinstance(error, OutputBusyError) or isinstance(error.__cause__, FileNotFoundError)
-                if not busy or time.monotonic() > until:
-                    raise
-                time.sleep(0.02)
-        yield

@@ -20,9 +20,10 @@ from http.cookies import CookieError, SimpleCookie
 from threading import Lock
 
 _STYLE_HASH = "sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE="
-"""Of the one rule (no outline on touch screens) that OpenSeadragon 6.1.1 adds to the page; no other is taken."""
+"""Of the one rule (no outline on touch screens) that OpenSeadragon 6.1.1 adds to the page."""
 CONTENT_POLICY = (
-    f"default-src 'none'; script-src 'self'; style-src 'self' '{_STYLE_HASH}'; img-src 'self' data: blob:; "
+    f"default-src 'none'; script-src 'self'; style-src 'self' '{_STYLE_HASH}'; "
+    "img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """No inline script or style, nothing from elsewhere, no frames. ``data:`` and ``blob:`` are pictures that

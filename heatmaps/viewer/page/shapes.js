@@ -27,8 +27,11 @@ export function drawShape(context, frame, shape, { filled = 0, width = 2, dashed
   context.save();
   const [x, y] = frame.toScreen(0, 0);
   context.transform(frame.scaleX, 0, 0, frame.scaleY, x, y);
-  context.lineWidth = width / frame.scaleX;
   context.lineJoin = "round";
+  context.lineWidth = (width + 2) / frame.scaleX; // a light border, to be seen on any colour
+  context.strokeStyle = "rgb(255 255 255 / 65%)";
+  context.stroke(shape.path);
+  context.lineWidth = width / frame.scaleX;
   if (dashed) context.setLineDash([6 / frame.scaleX, 4 / frame.scaleX]);
   context.strokeStyle = rgb(shape.colour);
   if (filled) {

@@ -8,6 +8,7 @@ export class SlideList {
   constructor(open) {
     this.open = open;
     this.slides = [];
+    this.faulty = new Set(); // those that could not be opened: keys pass over them
     this.current = -1;
     for (const id of ["slide-filter", "slide-order", "slide-model"]) byId(id).addEventListener("input", () => this.render());
   }
@@ -81,7 +82,7 @@ export class SlideList {
 
   /** The slide after this one in the list, or before it. */
   beside(step) {
-    const numbers = this.order();
+    const numbers = this.order().filter((number) => !this.faulty.has(number));
     const place = numbers.indexOf(this.current);
     return numbers[Math.min(Math.max(place + step, 0), numbers.length - 1)];
   }

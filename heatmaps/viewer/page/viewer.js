@@ -78,6 +78,7 @@ async function open(number, link = {}) {
     await Promise.all([marks.open(facts), layers.open(facts, link), showOutlines(turn, number)]);
   } catch (error) {
     if (turn === turns) toast(error.message);
+    list.faulty.add(number);
   } finally {
     if (turn === turns) {
       opening = false;

@@ -59,7 +59,11 @@ def score(store: TileStore, model: str) -> dict[str, np.ndarray]:
     record = {
         "probabilities": {"normal": 0.07, "tumour": 0.93},
         "calibrated": True,
-        "decision": {"status": "review required", "confidence": 0.93, "reasons": ["the set holds two classes"]},
+        "decision": {
+            "status": "review required",
+            "confidence": 0.93,
+            "reasons": ["the set holds two classes"],
+        },
     }
     with store.output.lock():
         draft = store.begin(f"scores/{model}", recipe)
@@ -134,7 +138,10 @@ def ask(server: ViewerServer) -> Ask:
 
     def send(path: str, *, method: str = "GET", body: Any = None, **more: str | None) -> Reply:
         port, door = server.port, server.door
-        headers: dict[str, str | None] = {"Host": f"127.0.0.1:{port}", "Cookie": f"microtome-{port}={door.token}"}
+        headers: dict[str, str | None] = {
+            "Host": f"127.0.0.1:{port}",
+            "Cookie": f"microtome-{port}={door.token}",
+        }
         data = None
         if method == "POST":
             headers |= {

@@ -43,7 +43,9 @@ def test_tiles_make_up_the_slide_with_square_pixels(path: Path, mpp: tuple[float
         coarse = max(mpp)
         assert frame.mpp == coarse
         assert frame.scale == pytest.approx((coarse / mpp[0], coarse / mpp[1]))
-        assert [n * m / coarse for n, m in zip(slide.size, mpp, strict=True)] == pytest.approx(frame.size, abs=1)
+        assert [n * m / coarse for n, m in zip(slide.size, mpp, strict=True)] == pytest.approx(
+            frame.size, abs=1
+        )
         for level in range(frame.coarsest_level, frame.finest_level + 1):
             whole = assembled(picture, level)
             assert whole.shape[1::-1] == frame.level_size(level)
@@ -63,7 +65,9 @@ def test_halving_is_the_mean_and_white_beyond() -> None:
     small = halved(image, 2)
     padded = np.full((8, 8, 3), 255.0)
     padded[:7, :5] = image
-    wanted = [[padded[4 * r : 4 * r + 4, 4 * c : 4 * c + 4].mean(axis=(0, 1)) for c in (0, 1)] for r in (0, 1)]
+    wanted = [
+        [padded[4 * r : 4 * r + 4, 4 * c : 4 * c + 4].mean(axis=(0, 1)) for c in (0, 1)] for r in (0, 1)
+    ]
     np.testing.assert_allclose(small, wanted, atol=0.5)
 
 
@@ -105,9 +109,13 @@ def test_the_shelf_holds_few_and_closes_none_that_is_read_from(path: Path, tmp_p
 
 
 @pytest.mark.parametrize("stride", [(256.0, 256.0), (506.9, 506.9), (128.5, 257.0)])
-def test_side_by_side_tiles_are_a_pixel_each_also_where_origins_were_rounded(stride: tuple[float, float]) -> None:
+def test_side_by_side_tiles_are_a_pixel_each_also_where_origins_were_rounded(
+    stride: tuple[float, float],
+) -> None:
     columns, rows = 9, 7
-    x, y = np.meshgrid(np.floor(np.arange(columns) * stride[0] + 0.5), np.floor(np.arange(rows) * stride[1] + 0.5))
+    x, y = np.meshgrid(
+        np.floor(np.arange(columns) * stride[0] + 0.5), np.floor(np.arange(rows) * stride[1] + 0.5)
+    )
     origins = np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.int32)
     size = round(columns * stride[0]), round(rows * stride[1])
     places = Footprints(origins, stride, stride, size, 0.25)

@@ -142,12 +142,25 @@ def test_everything_can_be_taken_back_step_by_step(feedback: Feedback) -> None:
 def test_what_others_wrote_into_the_file_stays(feedback: Feedback) -> None:
     """QuPath exports over our file: no origin any more, its own members, an object that we do not know."""
     theirs = {
-        "type": "Feature", "id": str(uuid.uuid4()), "geometry": {"type": "Polygon", "coordinates": [TRIANGLE + TRIANGLE[:1]]},
-        "properties": {"objectType": "annotation", "isLocked": True, "classification": {"name": "Stroma", "color": [1, 2, 3]}},
-    }  # fmt: skip
-    point = {"type": "Feature", "id": "x", "geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": {}}
+        "type": "Feature",
+        "id": str(uuid.uuid4()),
+        "geometry": {"type": "Polygon", "coordinates": [TRIANGLE + TRIANGLE[:1]]},
+        "properties": {
+            "objectType": "annotation",
+            "isLocked": True,
+            "classification": {"name": "Stroma", "color": [1, 2, 3]},
+        },
+    }
+    point = {
+        "type": "Feature",
+        "id": "x",
+        "geometry": {"type": "Point", "coordinates": [1, 2]},
+        "properties": {},
+    }
     feedback.folder.mkdir()
-    feedback.path("plain").write_text(json.dumps({"type": "FeatureCollection", "more": 1, "features": [theirs, point]}))
+    feedback.path("plain").write_text(
+        json.dumps({"type": "FeatureCollection", "more": 1, "features": [theirs, point]})
+    )
     place = Place("plain", (1280, 896), (5.0, 5.0), PLACE.classes)
     feedback.mark_region(place, [[10, 10], [60, 10], [60, 60]], "tumour")
     top = json.loads(feedback.path("plain").read_bytes())
@@ -160,7 +173,9 @@ def test_what_others_wrote_into_the_file_stays(feedback: Feedback) -> None:
     assert [feature["id"] for feature in features(feedback)].count(theirs["id"]) == 1
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"type": "FeatureCollection", "features": 3}', '{"a": 1}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"type": "FeatureCollection", "features": 3}', '{"a": 1}', "\x00"]
+)
 def test_a_file_that_cannot_be_read_is_left_alone(feedback: Feedback, text: str) -> None:
     feedback.folder.mkdir()
     feedback.path("plain").write_text(text)
@@ -175,7 +190,8 @@ from pathlib import Path
 from heatmaps.viewer.marks import Feedback, Place
 first = int(sys.argv[2])
 for i in range(first, first + 8):
-    Feedback(Path(sys.argv[1])).mark_region(Place("plain", (1280, 896)), [[i, 0], [i + 0.5, 0], [i, 5]], "tumour")
+    points = [[i, 0], [i + 0.5, 0], [i, 5]]
+    Feedback(Path(sys.argv[1])).mark_region(Place("plain", (1280, 896)), points, "tumour")
 """
 
 
@@ -190,13 +206,22 @@ def test_two_viewers_lose_no_mark_of_one_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "points",
     [
-        [], [[0, 0], [5, 5]], [[0, 0], [5, 5], [0, 0], [5, 5]], [[0, 0], [9, 9], [9, 0], [0, 9]],
-        [[0, 0], [9, 0], [9, 9], [5, 0], [0, 9]], [[0, 0], [9, 0], [20, 0]], [[float("nan"), 0], [1, 1], [2, 0]],
-        [[1e400, 0], [1, 1], [2, 0]], [["a", 0], [1, 1], [2, 0]], [[1, 2, 3]] * 4, [[-9, -9], [-5, -9], [-9, -5]],
-        [[0, 0], [0.001, 0], [0, 0.001]], [[i, i % 7] for i in range(10_001)],
+        [],
+        [[0, 0], [5, 5]],
+        [[0, 0], [5, 5], [0, 0], [5, 5]],
+        [[0, 0], [9, 9], [9, 0], [0, 9]],
+        [[0, 0], [9, 0], [9, 9], [5, 0], [0, 9]],
+        [[0, 0], [9, 0], [20, 0]],
+        [[float("nan"), 0], [1, 1], [2, 0]],
+        [[1e400, 0], [1, 1], [2, 0]],
+        [["a", 0], [1, 1], [2, 0]],
+        [[1, 2, 3]] * 4,
+        [[-9, -9], [-5, -9], [-9, -5]],
+        [[0, 0], [0.001, 0], [0, 0.001]],
+        [[i, i % 7] for i in range(10_001)],
         [[0, 0], [9, 0], [9, 9], [4, 9], [4, 12], [4, 9], [0, 9]],
     ],
-)  # fmt: skip
+)
 def test_an_outline_that_qupath_would_refuse_is_refused_here(feedback: Feedback, points: Any) -> None:
     with pytest.raises(UsageError):
         feedback.mark_region(PLACE, points, "tumour")

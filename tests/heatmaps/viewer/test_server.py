@@ -59,7 +59,9 @@ def test_the_printed_address_gives_the_cookie_that_all_else_needs(server: Viewer
     assert server.door.token not in first.body.decode()
 
 
-@pytest.mark.parametrize("path", ["/", "/api/slides", "/page/viewer.js", "/slides/0/tiles/9/0_0.jpg", "/api/session"])
+@pytest.mark.parametrize(
+    "path", ["/", "/api/slides", "/page/viewer.js", "/slides/0/tiles/9/0_0.jpg", "/api/session"]
+)
 @pytest.mark.parametrize("cookie", [None, "", "microtome-1=x", "microtome-{port}=", "microtome-{port}=wrong"])
 def test_without_the_secret_nothing_is_answered(
     server: ViewerServer, ask: Ask, path: str, cookie: str | None
@@ -76,7 +78,16 @@ def test_a_ticket_opens_once(server: ViewerServer, ask: Ask) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "192.168.0.1", "", None, "127.0.0.1:x", "0.0.0.0"],
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "192.168.0.1",
+        "",
+        None,
+        "127.0.0.1:x",
+        "0.0.0.0",
+    ],
 )
 def test_another_host_is_refused_even_with_the_secret(ask: Ask, host: str | None) -> None:
     assert ask("/api/slides", Host=host).status in {400, 421}
@@ -87,7 +98,9 @@ def test_a_tunnel_may_have_any_port(ask: Ask, host: str) -> None:
     assert ask("/api/slides", Host=host).status == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{port}", "http://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "https://127.0.0.1:{port}", "http://127.0.0.1:1"]
+)
 def test_a_page_of_another_origin_gets_no_answer(server: ViewerServer, ask: Ask, origin: str) -> None:
     origin = origin.format(port=server.port)
     assert ask("/api/slides", Origin=origin).status == 403
@@ -106,12 +119,14 @@ def test_a_change_needs_all_of_its_proofs(
 ) -> None:
     path = f"/api/slides/{number(catalogue, 'plain')}/marks"
     assert ask(path, method="POST", body=region(), **{left_out: None}).status in {400, 403}
-    assert ask(path, method="POST", body=region(), X_Microtome_Token="wrong").status == 403  # noqa: S106
+    assert ask(path, method="POST", body=region(), X_Microtome_Token="wrong").status == 403
     assert not (tmp_path / "feedback").exists()
     assert ask(path, method="POST", body=region()).status == 200
 
 
-def test_asking_changes_nothing_and_no_other_method_is_known(ask: Ask, catalogue: Catalogue, tmp_path: Path) -> None:
+def test_asking_changes_nothing_and_no_other_method_is_known(
+    ask: Ask, catalogue: Catalogue, tmp_path: Path
+) -> None:
     slide = number(catalogue, "plain")
     for path in ("", "/marks", "/outlines", "/tiles/0"):
         assert ask(f"/api/slides/{slide}{path}").status == 200
@@ -139,15 +154,36 @@ def test_every_answer_has_the_headers_that_keep_a_browser_strict(ask: Ask, path:
 @pytest.mark.parametrize(
     "path",
     [
-        "/../../etc/passwd", "/page/../server.py", "/page/..%2fserver.py", "/page/%2e%2e/server.py", "/page//etc/passwd",
-        "/page/", "/page", "/page/openseadragon.LICENSE.txt", "/page/viewer.js/", "/page/viewer.js%00", "/page/__init__.py",
-        "/slides/plain/tiles/0/0_0.jpg", "/slides/../0/tiles/0/0_0.jpg", "/slides/0/tiles/0/0_0.png",
-        "/slides/0/tiles/-1/0_0.jpg", "/slides/0/tiles/0/0_0.jpg/../../x", "/slides/%D9%A3/tiles/0/0_0.jpg",
-        "/api/slides/plain", "/api/slides/0/layers/model/0", "/api/slides/1e3", "/api/slides/0/", "//evil.example/",
-        "/slides/99999999999/tiles/0/0_0.jpg", "/api/slides/..%2f..%2fout", "/%2fetc/passwd", "/\\..\\..\\etc",
-        "http://[/", "http://evil.example/nothing",
+        "/../../etc/passwd",
+        "/page/../server.py",
+        "/page/..%2fserver.py",
+        "/page/%2e%2e/server.py",
+        "/page//etc/passwd",
+        "/page/",
+        "/page",
+        "/page/openseadragon.LICENSE.txt",
+        "/page/viewer.js/",
+        "/page/viewer.js%00",
+        "/page/__init__.py",
+        "/slides/plain/tiles/0/0_0.jpg",
+        "/slides/../0/tiles/0/0_0.jpg",
+        "/slides/0/tiles/0/0_0.png",
+        "/slides/0/tiles/-1/0_0.jpg",
+        "/slides/0/tiles/0/0_0.jpg/../../x",
+        "/slides/%D9%A3/tiles/0/0_0.jpg",
+        "/api/slides/plain",
+        "/api/slides/0/layers/model/0",
+        "/api/slides/1e3",
+        "/api/slides/0/",
+        "//evil.example/",
+        "/slides/99999999999/tiles/0/0_0.jpg",
+        "/api/slides/..%2f..%2fout",
+        "/%2fetc/passwd",
+        "/\\..\\..\\etc",
+        "http://[/",
+        "http://evil.example/nothing",
     ],
-)  # fmt: skip
+)
 def test_no_text_of_an_address_leads_anywhere(ask: Ask, path: str) -> None:
     reply = ask(path)
     assert reply.status in {400, 404}
@@ -157,12 +193,20 @@ def test_no_text_of_an_address_leads_anywhere(ask: Ask, path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/api/slides/99", "/slides/99/tiles/0/0_0.jpg", "/api/slides/{n}/layers/9/0", "/api/slides/{n}/layers/0/99",
-        "/api/slides/{n}/tiles/9999999", "/slides/{n}/crops/9999999.jpg", "/slides/{n}/tiles/40/0_0.jpg",
-        "/slides/{n}/tiles/5/99_0.jpg", "/api/slides/{n}/tile?x=nan&y=0", "/api/slides/{n}/tile?x=1e300&y=0",
-        "/api/slides/{n}/tile", "/api/slides/{n}/layers/0/0/best?count=nan",
+        "/api/slides/99",
+        "/slides/99/tiles/0/0_0.jpg",
+        "/api/slides/{n}/layers/9/0",
+        "/api/slides/{n}/layers/0/99",
+        "/api/slides/{n}/tiles/9999999",
+        "/slides/{n}/crops/9999999.jpg",
+        "/slides/{n}/tiles/40/0_0.jpg",
+        "/slides/{n}/tiles/5/99_0.jpg",
+        "/api/slides/{n}/tile?x=nan&y=0",
+        "/api/slides/{n}/tile?x=1e300&y=0",
+        "/api/slides/{n}/tile",
+        "/api/slides/{n}/layers/0/0/best?count=nan",
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_said_in_one_line(ask: Ask, catalogue: Catalogue, path: str) -> None:
     reply = ask(path.format(n=number(catalogue, "plain")))
     assert reply.status == 400
@@ -173,7 +217,15 @@ def test_a_body_is_of_a_modest_size_and_json(ask: Ask, catalogue: Catalogue) -> 
     path = f"/api/slides/{number(catalogue, 'plain')}/marks"
     assert ask(path, method="POST", body=b"x" * 100, Content_Length=str(LARGEST_BODY + 1)).status == 400
     assert ask(path, method="POST", body=b"{}", Content_Length="-1").status == 400
-    for body in (b"", b"[]", b"{", b'{"do": "burn"}', b"[" * 50_000, b'{"do": 1}', b'{"do": "tile", "row": true}'):
+    for body in (
+        b"",
+        b"[]",
+        b"{",
+        b'{"do": "burn"}',
+        b"[" * 50_000,
+        b'{"do": 1}',
+        b'{"do": "tile", "row": true}',
+    ):
         assert ask(path, method="POST", body=body).status == 400, body[:20]
 
 
@@ -233,13 +285,20 @@ def test_a_channel_is_the_painted_heatmap(ask: Ask, catalogue: Catalogue, result
     store = TileStore(Output(results), name)
     record = store.record
     heatmap = paint(
-        store.origins, store.scores("model")[0][:, 1:], channels=("tumour",), tile=tuple(record["tile_level0"]),
-        stride=tuple(record["stride_level0"]), slide_size=tuple(record["slide_size"]), slide_mpp=0.5,
-    )  # fmt: skip
+        store.origins,
+        store.scores("model")[0][:, 1:],
+        channels=("tumour",),
+        tile=tuple(record["tile_level0"]),
+        stride=tuple(record["stride_level0"]),
+        slide_size=tuple(record["slide_size"]),
+        slide_mpp=0.5,
+    )
     wanted = heatmap.channel("tumour")
     rows, columns = (
         np.minimum(((np.arange(n) + 0.5) * s / z).astype(int), m - 1)
-        for n, m, s, z in zip(wanted.shape, plane.shape, (heatmap.scale_y, heatmap.scale), head["scale"][::-1], strict=True)
+        for n, m, s, z in zip(
+            wanted.shape, plane.shape, (heatmap.scale_y, heatmap.scale), head["scale"][::-1], strict=True
+        )
     )
     np.testing.assert_array_equal(plane[rows[:, None], columns], wanted)
     assert plane.size < wanted.size / 100  # one pixel for each tile
@@ -269,7 +328,9 @@ def test_hovering_tells_all_numbers_of_the_tile_there(ask: Ask, catalogue: Catal
 
 
 @pytest.mark.parametrize("name", ["plain", HOSTILE])
-def test_the_best_tiles_are_the_highest_and_apart(ask: Ask, catalogue: Catalogue, results: Path, name: str) -> None:
+def test_the_best_tiles_are_the_highest_and_apart(
+    ask: Ask, catalogue: Catalogue, results: Path, name: str
+) -> None:
     slide, store = number(catalogue, name), TileStore(Output(results), name)
     values = store.scores("model")[0][:, 1]
     best = ask(f"/api/slides/{slide}/layers/0/1/best?count=6").json["tiles"]
@@ -288,7 +349,9 @@ def test_the_best_tiles_are_the_highest_and_apart(ask: Ask, catalogue: Catalogue
     assert width == height
 
 
-def test_without_the_file_an_overview_is_shown_and_said(ask: Ask, catalogue: Catalogue, results: Path) -> None:
+def test_without_the_file_an_overview_is_shown_and_said(
+    ask: Ask, catalogue: Catalogue, results: Path
+) -> None:
     catalogue.files = {"plain": results.parent / "gone.svs"}
     slide = number(catalogue, "plain")
     facts = ask(f"/api/slides/{slide}").json
@@ -299,7 +362,9 @@ def test_without_the_file_an_overview_is_shown_and_said(ask: Ask, catalogue: Cat
     assert ask(f"/slides/{slide}/tiles/{facts['picture']['finest']}/0_0.jpg").status == 200
 
 
-def test_another_file_of_the_name_is_not_taken_for_the_slide(ask: Ask, catalogue: Catalogue, results: Path) -> None:
+def test_another_file_of_the_name_is_not_taken_for_the_slide(
+    ask: Ask, catalogue: Catalogue, results: Path
+) -> None:
     catalogue.files = {"plain": results.parent / f"{HOSTILE}.svs"}
     Path(catalogue.files["plain"]).touch()
     other = results.parent / "other.svs"
@@ -323,7 +388,9 @@ def test_the_page_names_only_files_that_are_served_and_no_inline_code() -> None:
     for name, (body, _) in page.items():
         if name.endswith(".js") and name != "openseadragon.min.js":
             text = body.decode()
-            assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|https?://", text)
+            assert not re.search(
+                r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|https?://", text
+            )
             imports = re.findall(r'from "\./([^"]+)"', text)
             assert set(imports) <= set(page), name
 
@@ -373,6 +440,8 @@ def test_what_cannot_be_shown_is_one_line(
     assert said in errors
 
 
-def test_a_port_that_is_taken_is_one_line(results: Path, server: ViewerServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_one_line(
+    results: Path, server: ViewerServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["view", str(results), "--no-browser", "--port", str(server.port)]) == 74
     assert "Give another --port" in capsys.readouterr().err
