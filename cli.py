@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import heatmaps.viewer.arguments as viewing
 import mil.fewshot.arguments as few
 from heatmaps.arguments import add_drawing, drawing
 from heatmaps.qupath_arguments import add_region_rules, add_regions, qupath_options
@@ -118,6 +119,17 @@ def verify(arguments: Arguments) -> int:
             "What is out of date, that command replaces with --overwrite."
         )
     return 1 if damaged else 0
+
+
+def view(arguments: Arguments) -> int:
+    """Look at slides and results in the browser, and mark what is right and wrong; Ctrl-C ends it."""
+    from heatmaps.viewer.server import open_viewer
+
+    shown = viewing.catalogue(arguments)
+    with open_viewer(shown, port=arguments.port, browser=not arguments.no_browser) as viewer:
+        _reporter(arguments).facts({"address": viewer.address, "slides": len(shown)})
+        viewer.serve()
+    return 0
 
 
 def doctor(arguments: Arguments) -> int:
@@ -422,6 +434,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)
     foreign = add_foreign, add_resolution, add_method, add_output
     add(import_, "trident-files --slides slides/ -o results", *foreign)
+    add(view, "results", viewing.add_viewing)
     command = add(verify, "results --full", add_results)
     command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
     command.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")
