@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mil.fewshot.arguments as few
+from heatmaps.report.arguments import add_report, reporting
 from mil.arguments import (
     add_encoder,
     add_encoding,
@@ -286,6 +287,14 @@ def heatmap(arguments: Arguments) -> int:
     return _batch(arguments, model).over_stores([step])
 
 
+def report(arguments: Arguments) -> int:
+    """Make a page of each slide and one of all of them: to read, to print, to hand on."""
+    plan = reporting(arguments)
+    code = _batch(arguments).over(plan.slides, [plan.step], from_slides=False)
+    _reporter(arguments).result({"cohort": str(plan.publish_cohort())})
+    return code
+
+
 def export(arguments: Arguments) -> int:
     """Write tiles' places and features as CLAM's or TRIDENT's files."""
     from mil.interchange import export_output
@@ -412,6 +421,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
     add(predict, "results -m model", add_results, add_model, add_overwrite)
     add(heatmap, "results -m model", add_results, add_model, add_overwrite)
+    add(report, "results", add_results, add_report, add_overwrite)
     to_run = add_slides, add_model, add_output, add_network, add_no_pixels, add_workers
     add(run, "slides/ -m model -o results", *to_run)
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)

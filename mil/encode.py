@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wsi.slide import Slide
 
 
-def encode_slide(
+def encode_slide(  # noqa: PLR0913 - choices that have nothing to do with one another
     store: TileStore,
     encoder: Encoder,
     *,

@@ -108,7 +108,6 @@ class Pipeline:
         OutputError, OutputBusyError
             Nothing can be written; what is finished stays.
         """
-
         spent: dict[str, list[StepTime]] = {}
 
         def work(slide_id: str, path: Path) -> bool:
