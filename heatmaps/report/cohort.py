@@ -12,6 +12,7 @@ import numpy as np
 
 from heatmaps.report.chosen import Chosen
 from heatmaps.report.content import FORMAT, VERSION
+from heatmaps.report.html import counted
 from heatmaps.report.make import CONTENT, report_item
 from heatmaps.report.privacy import safe_text
 from heatmaps.report.spent import LastOutcome, RunLogs
@@ -90,7 +91,7 @@ def cohort_content(
     warnings = []
     if logs.unreadable:
         warnings.append(
-            f"{logs.unreadable} logs of runs cannot be read: their times and failures are missing."
+            f"{counted(logs.unreadable, 'log')} of runs cannot be read: times and failures are missing."
         )
     if len({report["model"]["weights_sha256"] for report in scored}) > 1:
         warnings.append(
@@ -166,7 +167,9 @@ def _urgency(row: Mapping[str, Any]) -> tuple[int, float, str]:
         return 0, 0.0, row["slide"]
     if row["decision"] == REVIEW:
         return 1, row["confidence"], row["slide"]
-    return (2 if row["has_report"] else 3), row["confidence"] or 0.0, row["slide"]
+    if row["confidence"] is not None:
+        return 2, row["confidence"], row["slide"]
+    return (3 if row["has_report"] else 4), 0.0, row["slide"]
 
 
 def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def _prediction(content: Mapping[str, Any]) -> Iterator[str]:
             (name, share(value), share(shares["expected_shares"].get(name)))
             for name, value in shares["shares"].items()
         ]
-        head = ("class", "share of tiles that score highest in it", "mean score")
-        yield table(head, parts, caption="Of what the slide is made")
+        names = ("class", "share of tiles that score highest in it", "mean score")
+        yield table(names, parts, caption="Of what the slide is made")
         unsure = share(shares["uncertain_share"])
         yield paragraph(Markup(f"{unsure} of the tiles are below the gate's threshold."), "small")
 

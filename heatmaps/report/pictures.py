@@ -30,6 +30,7 @@ MOST_CHANNELS = 8
 RANGE = (0.0, 1.0)
 """Scores at the ends of the colour map, on every slide."""
 
+_ONE = "scores"  # what is painted is named by the page, where every name can be written
 _Image = NDArray[np.uint8]
 
 
@@ -105,7 +106,7 @@ def draw_channel(store: TileStore, channel: Channel, overview: Overview) -> byte
     heatmap = paint(
         store.origins,
         channel.values[:, None],
-        channels=(channel.name,),
+        channels=(_ONE,),
         tile=_pair(record["tile_level0"]),
         stride=_pair(record["stride_level0"]),
         slide_size=(int(record["slide_size"][0]), int(record["slide_size"][1])),
@@ -114,7 +115,7 @@ def draw_channel(store: TileStore, channel: Channel, overview: Overview) -> byte
     picture = draw_overlay(
         overview.thumbnail,
         heatmap,
-        channel.name,
+        _ONE,
         thumbnail_scale=overview.scale[0],
         vmin=RANGE[0],
         vmax=RANGE[1],
