@@ -195,7 +195,7 @@ def parsed() -> Callable[[str], Page]:
     return Page
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scoring() -> Callable[..., dict[str, np.ndarray]]:
     return score
 

@@ -54,11 +54,8 @@ def test_the_table_is_that_of_the_slides(output: Output, scoring: Any, report: A
     code, content, html = report()
     VALIDATOR.validate(content)
     assert code == 0
-    assert [row["slide"] for row in content["slides"]] == [
-        "two",
-        "one",
-        "three",
-    ]  # who needs a look comes first
+    names = [row["slide"] for row in content["slides"]]
+    assert names == ["two", "one", "three"]  # who needs a look comes first
     page = parsed(html)
     for row in content["slides"]:
         store = TileStore(output, row["slide"])
@@ -132,11 +129,9 @@ def test_a_slide_whose_last_step_failed_says_so_beside_its_report(
     output: Output, scoring: Any, report: Any
 ) -> None:
     scoring(TileStore(output, "one"))
-    log = {
-        "command": ["predict", "out", "-m", "m"],
-        "slides": [{"slide_id": "three", "path": "/x/three", "status": "failed", "exit_code": 1, "seconds": 1.0,
-                    "reason": "/x/three: the model gives NaN", "steps": []}],
-    }  # fmt: skip
+    slide = {"slide_id": "three", "path": "/x/three", "status": "failed", "exit_code": 1, "seconds": 1.0}
+    slide |= {"reason": "/x/three: the model gives NaN", "steps": []}
+    log = {"command": ["predict", "out", "-m", "m"], "slides": [slide]}
     (output.root / "runs" / "99990101T000000.000000Z-1.json").write_text(json.dumps(log))
     (output.root / "runs" / "99990102T000000.000000Z-1.json").write_text("{")
     _, content, _ = report()

@@ -145,12 +145,16 @@ def test_of_several_models_one_has_to_be_chosen(store: TileStore, scoring: Any) 
 
 def card(folder: Path, **more: Any) -> Path:
     folder.mkdir()
+    folds = {"auroc": {"mean": 0.75, "folds": [0.5, 1.0]}}
+    folds |= {"balanced_accuracy": {"mean": 0.625, "folds": [0.5, 0.75]}}
     training = {
-        "folds": 3, "slides": ["secret-1", "secret-2"], "patients": 2, "class_counts": {"normal": 1, "tumour": 1},
-        "figures": {"out_of_fold": {"slides": 2, "auroc": {"mean": 0.75, "folds": [0.5, 1.0]},
-                                    "balanced_accuracy": {"mean": 0.625, "folds": [0.5, 0.75]}}, "external": None},
+        "folds": 3,
+        "slides": ["secret-1", "secret-2"],
+        "patients": 2,
+        "class_counts": {"normal": 1, "tumour": 1},
+        "figures": {"out_of_fold": {"slides": 2} | folds, "external": None},
         "members": [{"not_calibrated_because": "all are of one class"}],
-    }  # fmt: skip
+    }
     content = {"members": [f"{0:064x}"], "training": training, "calibration": None} | more
     (folder / "model.json").write_bytes(canonical(content))
     return folder
