@@ -39,6 +39,7 @@ def test_the_wheel_holds_our_rooms_and_nothing_else(wheel: zipfile.ZipFile) -> N
         for path in (ROOT / room).rglob("*.py")
     }
     assert here <= set(names)
+    assert "heatmaps/report/schema.json" in names
 
 
 def test_the_wheel_names_its_command_and_licence(wheel: zipfile.ZipFile) -> None:
