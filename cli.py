@@ -18,6 +18,7 @@ import heatmaps.viewer.arguments as viewing
 import mil.fewshot.arguments as few
 from heatmaps.arguments import add_drawing, drawing
 from heatmaps.qupath_arguments import add_region_rules, add_regions, qupath_options
+from heatmaps.report.arguments import add_report, reporting
 from mil.arguments import (
     add_encoder,
     add_encoding,
@@ -302,6 +303,14 @@ def heatmap(arguments: Arguments) -> int:
     return _batch(arguments, model).over_stores([step])
 
 
+def report(arguments: Arguments) -> int:
+    """Make a page of each slide and one of all of them: to read, to print, to hand on."""
+    plan = reporting(arguments)
+    code = _batch(arguments).over(plan.slides, [plan.step], from_slides=False)
+    _reporter(arguments).result({"cohort": str(plan.publish_cohort())})
+    return code
+
+
 def export(arguments: Arguments) -> int:
     """Write tiles' places and features as CLAM's or TRIDENT's files."""
     from mil.interchange import export_output
@@ -429,6 +438,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_region_rules(command)
     add(predict, "results -m model", add_results, add_model, add_overwrite)
     add(heatmap, "results -m model", add_results, add_model, add_drawing, add_regions, add_overwrite)
+    add(report, "results", add_results, add_report, add_overwrite)
     to_run = add_slides, add_model, add_output, add_network, add_no_pixels, add_workers, add_regions
     add(run, "slides/ -m model -o results", *to_run)
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)

@@ -46,6 +46,7 @@ def test_the_wheel_holds_our_rooms_and_nothing_else(wheel: zipfile.ZipFile) -> N
     assert {"index.html", "viewer.js", "viewer.css", "openseadragon.min.js"} <= {
         p.name for p in page.iterdir()
     }
+    assert "heatmaps/report/schema.json" in names
 
 
 def test_the_wheel_names_its_command_and_licence(wheel: zipfile.ZipFile) -> None:
