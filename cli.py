@@ -411,9 +411,7 @@ FEW_SHOT = "learners that adapt to a few labelled tiles or slides: train them, s
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands, each with help, an example and the options of the library function behind it."""
-    commands = Commands(
-        "Whole slides to tiles, features, predictions, heatmaps.", families={"fewshot": FEW_SHOT}
-    )
+    commands = Commands("Whole slides to predictions and heatmaps.", families={"fewshot": FEW_SHOT})
     add = commands.add
     add(info, "slide.svs --json", add_slides)
     add(tissue, "slides/ -o results", add_slides, add_method, add_output)
