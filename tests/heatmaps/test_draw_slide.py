@@ -122,7 +122,8 @@ def test_each_format_gives_its_files_and_all_of_them_are_committed(store: TileSt
     scored(store, "formats")
     drawn(store, "formats")
     folder = store.path("heatmaps/formats")
-    always = {"tiles.geojson", *(f"overlay-{name}.png" for name in CHANNELS)}
+    for_qupath = {"tiles.geojson", "regions.geojson", "open-in-qupath.groovy"}
+    always = for_qupath | {f"overlay-{name}.png" for name in CHANNELS}
     of_tiff = {"scores.ome.tif", *(f"heatmap-{name}.ome.tif" for name in CHANNELS)}
     assert set(store.require("heatmaps/formats").files) == always | of_tiff
     with tifffile.TiffFile(folder / "scores.ome.tif") as tif:

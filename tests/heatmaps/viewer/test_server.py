@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -402,15 +403,22 @@ def test_openseadragon_is_vendored_with_its_version_and_licence() -> None:
 
 
 def test_ctrl_c_ends_the_command_at_once_and_well(results: Path) -> None:
-    command = [sys.executable, "cli.py", "view", str(results), "--no-browser", "--json"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    told = json.loads(process.stdout.readline())
-    port = int(told["address"].split(":")[2].split("/")[0])
-    with socket.create_connection(("127.0.0.1", port), timeout=5):
-        process.send_signal(2)
-        started = time.monotonic()
-        _, errors = process.communicate(timeout=20)
+    # A shell has what it runs in the background ignore Ctrl-C, and its children take that over.
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"import signal, sys, cli; {heed}; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "view", str(results), "--no-browser", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        port = int(told["address"].split(":")[2].split("/")[0])
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                process.send_signal(signal.SIGINT)
+                started = time.monotonic()
+                _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 0, errors
     assert errors == ""
     assert time.monotonic() - started < 10
