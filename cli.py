@@ -14,19 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import heatmaps.viewer.arguments as viewing
+import mil.arguments as ml
 import mil.fewshot.arguments as few
-from mil.arguments import (
-    add_encoder,
-    add_encoding,
-    add_evaluation,
-    add_model,
-    add_network,
-    add_training,
-    encoding,
-    memory_bytes,
-    study_recipe,
-    wanted_assessment,
-)
+from heatmaps.arguments import add_drawing, drawing
+from heatmaps.qupath_arguments import add_region_rules, add_regions, qupath_options
+from heatmaps.report.arguments import add_report, reporting
 from tiling.arguments import (
     add_export,
     add_foreign,
@@ -118,6 +111,17 @@ def verify(arguments: Arguments) -> int:
     return 1 if damaged else 0
 
 
+def view(arguments: Arguments) -> int:
+    """Look at slides and results in the browser, and mark what is right and wrong; Ctrl-C ends it."""
+    from heatmaps.viewer.server import open_viewer
+
+    shown = viewing.catalogue(arguments)
+    with open_viewer(shown, port=arguments.port, browser=not arguments.no_browser) as viewer:
+        _reporter(arguments).facts({"address": viewer.address, "slides": len(shown)})
+        viewer.serve()
+    return 0
+
+
 def doctor(arguments: Arguments) -> int:
     """Whether this machine is fit for the work."""
     from mil.device import describe_devices
@@ -157,7 +161,7 @@ def tile(arguments: Arguments) -> int:
 def encode(arguments: Arguments) -> int:
     """Turn tiles into features."""
     count, contexts = workers(arguments), arguments.context_mpp
-    steps = encoding(arguments, arguments.encoder, workers=count, contexts=contexts)
+    steps = ml.encoding(arguments, arguments.encoder, workers=count, contexts=contexts)
     return _batch(arguments).over_stores(steps, slides=arguments.slides)
 
 
@@ -170,7 +174,7 @@ def train(arguments: Arguments) -> int:
 
     if not (arguments.out or arguments.features):
         raise UsageError("no slides are named", action="Give OUT, or --features")
-    reporter, recipe = _reporter(arguments), study_recipe(arguments)
+    reporter, recipe = _reporter(arguments), ml.study_recipe(arguments)
     stores = find_stores(arguments.out, arguments.features or (), encoder=recipe.encoder)
     with reporter.progress("train", unit="epoch") as progress:
         model = train_model(
@@ -179,7 +183,7 @@ def train(arguments: Arguments) -> int:
             recipe=recipe,
             folder=arguments.model,
             device=choose_device(arguments.device),
-            memory_bytes=memory_bytes(arguments),
+            memory_bytes=ml.memory_bytes(arguments),
             report=lambda member, of, epoch: progress(member * epoch.of + epoch.number, of * epoch.of),
         )
     facts = {key: model.training[key] for key in ("class_counts", "patients", "folds")}
@@ -201,7 +205,7 @@ def evaluate(arguments: Arguments) -> int:
             output=Output(arguments.out) if arguments.out else None,
             labels=arguments.labels,
             against=arguments.against,
-            wanted=wanted_assessment(arguments),
+            wanted=ml.wanted_assessment(arguments),
             overwrite=arguments.overwrite,
             report=progress,
         )
@@ -263,7 +267,8 @@ def adapt(arguments: Arguments) -> int:
     folder, choice, slides = few.adapted(arguments)
     model, ensemble = load_model(folder)
     _reporter(arguments).facts({"model": str(folder)} | facts(choice))
-    steps = [predict_step(model, ensemble), draw_step(model.name, weights_sha256=model.weights_sha256)]
+    drawing = draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments))
+    steps = [predict_step(model, ensemble), drawing]
     return _batch(arguments, model).over(slides, steps, from_slides=False)
 
 
@@ -281,9 +286,18 @@ def heatmap(arguments: Arguments) -> int:
     from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
 
+    settings, qupath = drawing(arguments), qupath_options(arguments)
     model, _ = load_model(arguments.model)
-    step = draw_step(model.name, weights_sha256=model.weights_sha256)
+    step = draw_step(model.name, weights_sha256=model.weights_sha256, settings=settings, qupath=qupath)
     return _batch(arguments, model).over_stores([step])
+
+
+def report(arguments: Arguments) -> int:
+    """Make a page of each slide and one of all of them: to read, to print, to hand on."""
+    plan = reporting(arguments)
+    code = _batch(arguments).over(plan.slides, [plan.step], from_slides=False)
+    _reporter(arguments).result({"cohort": str(plan.publish_cohort())})
+    return code
 
 
 def export(arguments: Arguments) -> int:
@@ -327,9 +341,9 @@ def run(arguments: Arguments) -> int:
         survey_step(recipe.tissue),
         cut_step(recipe, workers=count),
         qc_step(),
-        *encoding(arguments, encoder["name"], workers=count, contexts=scales, expected=encoder),
+        *ml.encoding(arguments, encoder["name"], workers=count, contexts=scales, expected=encoder),
         predict_step(model, ensemble),
-        draw_step(model.name, weights_sha256=model.weights_sha256),
+        draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments)),
     ]
     return _batch(arguments, model).over_slides(steps)
 
@@ -397,26 +411,30 @@ FEW_SHOT = "learners that adapt to a few labelled tiles or slides: train them, s
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands, each with help, an example and the options of the library function behind it."""
-    description = "Whole slides to tiles, features, predictions and heatmaps."
-    commands = Commands(description, families={"fewshot": FEW_SHOT})
+    commands = Commands("Whole slides to predictions and heatmaps.", families={"fewshot": FEW_SHOT})
     add = commands.add
     add(info, "slide.svs --json", add_slides)
     add(tissue, "slides/ -o results", add_slides, add_method, add_output)
     add(tile, "slides/ -o results --mpp 0.5", add_slides, add_tiles, add_workers, add_output)
-    add(encode, "results --encoder uni", add_results, add_encoder, add_encoding, add_workers, add_overwrite)
-    command = add(train, "results --labels labels.csv -m model", add_training, add_encoder, add_model)
+    to_encode = add_results, ml.add_encoder, ml.add_encoding, add_workers, add_overwrite
+    add(encode, "results --encoder uni", *to_encode)
+    to_train = ml.add_training, ml.add_encoder, ml.add_model
+    command = add(train, "results --labels labels.csv -m model", *to_train)
     command.add_argument("out", metavar="OUT", type=Path, nargs="?", help="the folder that was given to -o")
-    add(evaluate, "-m model", add_evaluation, add_model, add_overwrite)
-    add(fewshot_train, "results --annotations regions/ -m meta", few.add_training, add_encoder)
+    add(evaluate, "-m model", ml.add_evaluation, ml.add_model, add_overwrite)
+    add(fewshot_train, "results --annotations regions/ -m meta", few.add_training, ml.add_encoder)
     add(fewshot_evaluate, "results --annotations regions/ -m meta", few.add_evaluation, add_overwrite)
-    add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
-    add(predict, "results -m model", add_results, add_model, add_overwrite)
-    add(heatmap, "results -m model", add_results, add_model, add_overwrite)
-    to_run = add_slides, add_model, add_output, add_network, add_no_pixels, add_workers
+    command = add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
+    add_region_rules(command)
+    add(predict, "results -m model", add_results, ml.add_model, add_overwrite)
+    add(heatmap, "results -m model", add_results, ml.add_model, add_drawing, add_regions, add_overwrite)
+    add(report, "results", add_results, add_report, add_overwrite)
+    to_run = add_slides, ml.add_model, add_output, ml.add_network, add_no_pixels, add_workers, add_regions
     add(run, "slides/ -m model -o results", *to_run)
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)
     foreign = add_foreign, add_resolution, add_method, add_output
     add(import_, "trident-files --slides slides/ -o results", *foreign)
+    add(view, "results", viewing.add_viewing)
     command = add(verify, "results --full", add_results)
     command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
     command.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")

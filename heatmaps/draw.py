@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heatmaps.overlay import draw_overlay
+from heatmaps.ngff import write_ngff
+from heatmaps.overlay import draw_overlay, draw_picture
 from heatmaps.pyramid import write_colours, write_scores
-from heatmaps.qupath import TileClasses, write_tiles
-from heatmaps.raster import Heatmap, paint
+from heatmaps.qupath_files import QupathOptions, write_for_qupath
+from heatmaps.raster import Heatmap, paint_columns
+from heatmaps.settings import AS_USUAL, DrawSettings, Format, Overlap, Scale
 from tiling.class_names import CHANNELS
 from tiling.commit import Commit
-from tiling.pipeline import Step
+from tiling.pipeline import Job, Step
 from tiling.store import TileStore, judges_tiles, scores_by
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
@@ -24,8 +27,9 @@ from wsi.durable import write_file
 from wsi.errors import RecipeError, UsageError
 from wsi.picture import encode_png
 
-SCORES, GEOJSON = "scores.ome.tif", "tiles.geojson"
+SCORES, ZARR = "scores.ome.tif", "scores.ome.zarr"
 RANK, UNCERTAINTY = CHANNELS
+FOR_QUPATH = QupathOptions()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,13 +73,21 @@ class TileNumbers:
         return named
 
 
-def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = None) -> Commit:
+def draw_heatmap(
+    store: TileStore,
+    model: str,
+    *,
+    settings: DrawSettings = AS_USUAL,
+    qupath: QupathOptions = FOR_QUPATH,
+    weights_sha256: str | None = None,
+) -> Commit:
     """Paint a model's tile scores, attention and uncertainty on the slide's frame.
 
-    Writes ``scores.ome.tif`` (float32, one channel a class, the attention's rank and the uncertainty),
-    ``tiles.geojson`` (for QuPath), and for each channel ``heatmap-<name>.ome.tif`` (coloured) and
-    ``overlay-<name>.png`` (over the thumbnail). By a model that judges tiles there is no attention: it would
-    be the same everywhere. Scores of before there was an uncertainty are drawn without.
+    Writes the files of `heatmaps.qupath_files`, and for each channel ``overlay-<name>.png`` (over the
+    thumbnail); and as the settings ask ``scores.ome.tif`` and ``heatmap-<name>.ome.tif`` (coloured), or
+    ``scores.ome.zarr``, or ``heatmap-<name>.png``. Scores are float32, one channel a class, the attention's
+    rank and the uncertainty. By a model that judges tiles there is no attention: it would be the same
+    everywhere. Scores of before there was an uncertainty are drawn without.
 
     Parameters
     ----------
@@ -83,18 +95,28 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
         The slide; the caller holds the output's lock.
     model
         Name of the model whose scores are drawn.
+    settings
+        Which files, and how.
     weights_sha256
         Its weights, where the caller knows them: another model may bear the same name.
+    qupath
+        What QuPath is given.
 
     Raises
     ------
     UsageError
         There are no scores by that model.
     RecipeError
-        They are by another model of that name, or of tiles that have been replaced since.
+        They are by another model of that name, or of tiles that have been replaced since; or what is there
+        was drawn with other settings.
     """
     commit = scores_by(store, model, weights_sha256)
-    recipe = {"step": "heatmap", "inputs": store.inputs(f"scores/{model}", "tissue")}
+    recipe = {
+        "step": "heatmap",
+        "settings": settings.as_json(),
+        "qupath": qupath.as_json(),
+        "inputs": store.inputs(f"scores/{model}", "tissue"),
+    }
     for name in ("slide", "resolution"):
         if store.require("tissue").recipe[name] != store.tiles.recipe[name]:
             raise RecipeError(
@@ -106,27 +128,43 @@ def draw_heatmap(store: TileStore, model: str, *, weights_sha256: str | None = N
     if draft is None:
         return store.require(f"heatmaps/{model}")
     numbers = _numbers(store, model)
-    heatmap = _paint(store, numbers)
-    write_scores(draft.folder / SCORES, heatmap)
-    thumbnail, scale = read_thumbnail(store)
-    of_tiles = judges_tiles(commit)
-    for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
-        write_colours(draft.folder / f"heatmap-{name}.ome.tif", heatmap, channel)
-        title = legend_title(channel, of_tiles=of_tiles)
-        picture = draw_overlay(thumbnail, heatmap, channel, thumbnail_scale=scale[0], title=title)
-        write_file(draft.folder / f"overlay-{name}.png", encode_png(picture))
-    record = store.record
-    write_tiles(
-        draft.folder / GEOJSON,
-        slide_id=store.slide_id,
-        origins=store.origins,
-        tile=_pair(record["tile_level0"]),
-        slide_size=tuple(record["slide_size"]),
+    heatmap = _paint(store, numbers.channels(), settings.overlap)
+    if Format.OME_TIFF in settings.formats:
+        write_scores(draft.folder / SCORES, heatmap)
+    if Format.OME_ZARR in settings.formats:
+        write_ngff(draft.folder / ZARR, heatmap, version=settings.ngff)
+    shown = heatmap
+    if settings.scale is Scale.RANK:
+        ranked = {name: ranks(column) for name, column in numbers.channels().items()}
+        shown = _paint(store, ranked, settings.overlap)
+    _draw_colours(draft.folder, store, shown, settings, of_tiles=judges_tiles(commit))
+    write_for_qupath(
+        draft.folder,
+        store,
+        heatmap,
+        classes=numbers.classes,
+        scores=numbers.scores,
         measurements=numbers.measurements(),
-        classes=TileClasses(numbers.classes, numbers.scores.argmax(axis=1)),
-        bounds_origin=tuple(record["bounds_origin"]),
+        options=qupath,
     )
     return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
+
+
+def _draw_colours(
+    folder: Path, store: TileStore, heatmap: Heatmap, settings: DrawSettings, *, of_tiles: bool
+) -> None:
+    """The files of each channel, which is painted once for all of them."""
+    thumbnail, scale = read_thumbnail(store)
+    ranked = settings.scale is Scale.RANK
+    for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
+        plane, title = heatmap.only(channel), legend_title(channel, of_tiles=of_tiles, ranked=ranked)
+        if Format.OME_TIFF in settings.formats:
+            meaning = RANKED if ranked else ""
+            write_colours(folder / f"heatmap-{name}.ome.tif", plane, channel, meaning=meaning)
+        if Format.PNG in settings.formats:
+            write_file(folder / f"heatmap-{name}.png", encode_png(draw_picture(plane, channel, title=title)))
+        picture = draw_overlay(thumbnail, plane, channel, thumbnail_scale=scale[0], title=title)
+        write_file(folder / f"overlay-{name}.png", encode_png(picture))
 
 
 def file_names(channels: Sequence[str]) -> list[str]:
@@ -141,8 +179,10 @@ def file_names(channels: Sequence[str]) -> list[str]:
     return [f"{index}-{name}" for index, name in enumerate(names)]
 
 
-def legend_title(channel: str, *, of_tiles: bool = False) -> str:
+def legend_title(channel: str, *, of_tiles: bool = False, ranked: bool = False) -> str:
     """What a channel's colours mean; `of_tiles` is by a model that judges tiles. None is one of disease.
+
+    Where colours stand for ranks, that is said instead: from 0, the lowest of this slide's tiles, to 1.
 
     >>> legend_title("tumour")
     'tumour: score of each tile alone'
@@ -152,20 +192,33 @@ def legend_title(channel: str, *, of_tiles: bool = False) -> str:
     'attention rank: no evidence'
     >>> legend_title("uncertainty")
     'uncertainty: 0 sure, 1 no idea'
+    >>> legend_title("tumour", ranked=True)
+    'tumour: rank within this slide'
     """
+    if ranked and channel != RANK:
+        return f"{channel}: {RANKED}"
     if channel in _MEANINGS:
         return f"{channel}: {_MEANINGS[channel]}"
     return f"{channel}: {'probability of each tile' if of_tiles else 'score of each tile alone'}"
 
 
+RANKED = "rank within this slide"
 _MEANINGS = {RANK: "no evidence", UNCERTAINTY: "0 sure, 1 no idea"}
 
 
-def draw_step(model: str, *, weights_sha256: str) -> Step:
+def draw_step(
+    model: str,
+    *,
+    weights_sha256: str,
+    settings: DrawSettings = AS_USUAL,
+    qupath: QupathOptions = FOR_QUPATH,
+) -> Step:
     """Draw a model's scores as files that people open."""
-    return Step(
-        f"heatmaps/{model}", lambda job: draw_heatmap(job.store, model, weights_sha256=weights_sha256)
-    )
+
+    def make(job: Job) -> object:
+        return draw_heatmap(job.store, model, settings=settings, qupath=qupath, weights_sha256=weights_sha256)
+
+    return Step(f"heatmaps/{model}", make)
 
 
 def _numbers(store: TileStore, model: str) -> TileNumbers:
@@ -180,32 +233,34 @@ def _numbers(store: TileStore, model: str) -> TileNumbers:
     )
 
 
-def _paint(store: TileStore, numbers: TileNumbers) -> Heatmap:
-    """All channels at once."""
-    record, channels = store.record, numbers.channels()
-    resolution = store.tiles.recipe["resolution"]
-    return paint(
+def _paint(store: TileStore, channels: Mapping[str, NDArray[np.float32]], overlap: Overlap) -> Heatmap:
+    record, resolution = store.record, store.tiles.recipe["resolution"]
+    return paint_columns(
         store.origins,
-        np.column_stack(list(channels.values())),
-        channels=tuple(channels),
+        channels,
         tile=_pair(record["tile_level0"]),
         stride=_pair(record["stride_level0"]),
         slide_size=tuple(record["slide_size"]),
         slide_mpp=(resolution["x"] + resolution["y"]) / 2,
+        overlap=overlap,
     )
 
 
-def ranks(attention: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Attention as its rank within the slide, ``(n,)`` in [0, 1]; equal weights share their mean rank.
+def ranks(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rank of each tile's number within the slide, ``(n,)`` in [0, 1]; equal ones share their mean rank.
 
-    A softmax over thousands of tiles has no absolute scale: its sum is one whatever the slide shows.
+    NaN has none. Attention is always shown so: a softmax over thousands of tiles has no absolute scale, for
+    its sum is one whatever the slide shows.
     """
-    if len(attention) == 1:
-        return np.ones(1, np.float32)
-    _, inverse, counts = np.unique(attention, return_inverse=True, return_counts=True)
+    found, known = np.full(len(numbers), np.nan, np.float32), ~np.isnan(numbers)
+    if known.sum() == 1:
+        found[known] = 1
+        return found
+    _, inverse, counts = np.unique(numbers[known], return_inverse=True, return_counts=True)
     last = np.cumsum(counts) - 1
     mean_rank = last - (counts - 1) / 2
-    return (mean_rank[inverse] / (len(attention) - 1)).astype(np.float32)
+    found[known] = mean_rank[inverse] / (known.sum() - 1)
+    return found
 
 
 def _pair(values: Any) -> tuple[float, float]:

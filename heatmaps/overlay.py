@@ -1,4 +1,4 @@
-"""A heatmap laid over a slide's thumbnail, with its legend: the picture for a quick look."""
+"""A heatmap laid over a slide's thumbnail or by itself, with its legend: pictures for a quick look."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ _INK = (60, 60, 60)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEAST_WIDTH = 320
 """Pixels that the longest numbers need; narrower thumbnails get a white margin on the right."""
+
+_LEAST_PICTURE = 800
+"""Pixels along the long side of a plain picture, at least: those of small heatmaps are repeated."""
 
 _Image = NDArray[np.uint8]
 
@@ -67,9 +70,43 @@ def draw_overlay(
     # Under a tile the tissue turns grey, so that hue speaks of the score alone and not of the stain.
     grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)[known][:, None]
     mixed[known] = np.rint(alpha * tint + (1 - alpha) * grey).astype(np.uint8)
-    legend = _legend(title or channel, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
+    return _with_legend(mixed, title or channel, vmin=vmin, vmax=vmax)
+
+
+def draw_picture(
+    heatmap: Heatmap, channel: str, *, title: str | None = None, vmin: float = 0.0, vmax: float = 1.0
+) -> _Image:
+    """Colour one channel and put a legend below; white where no tile lies, and nothing is interpolated.
+
+    A pixel of a small heatmap becomes a square of as many as it takes for a picture of 800 pixels.
+
+    Parameters
+    ----------
+    title, vmin, vmax
+        As `draw_overlay` takes them.
+
+    Returns
+    -------
+    (times * rows + legend, max(times * columns, 320), 3) uint8 RGB.
+
+    Raises
+    ------
+    UsageError
+        No such channel, or not `vmin` < `vmax`.
+    """
+    check_range(vmin=vmin, vmax=vmax)
+    times = -(-_LEAST_PICTURE // max(heatmap.shape))
+    picture = colour(heatmap.channel(channel), vmin=vmin, vmax=vmax).repeat(times, axis=0)
+    picture = picture.repeat(times, axis=1)
+    return _with_legend(picture, title or channel, vmin=vmin, vmax=vmax)
+
+
+def _with_legend(picture: _Image, title: str, *, vmin: float, vmax: float) -> _Image:
+    """A picture, white on its right if it is narrower than the legend needs, and the legend below."""
+    height, width = picture.shape[:2]
+    legend = _legend(title, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
     margin = np.full((height, legend.shape[1] - width, 3), WHITE, np.uint8)
-    return np.concatenate([np.concatenate([mixed, margin], axis=1), legend])
+    return np.concatenate([np.concatenate([picture, margin], axis=1), legend])
 
 
 def _sample(

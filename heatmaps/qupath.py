@@ -9,47 +9,32 @@ are numbers; no null. Metadata on tiles logs a stack trace each in 0.5, so there
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsi.classes import colours_of, tidy
 from wsi.durable import replacing
 from wsi.errors import UsageError
+from wsi.geojson import as_json, head_of, on_grid, plain
+
+PACKED_FROM = 10_000
+"""Tiles from which on a file is better gzip'ed: QuPath opens both, and 10,000 tiles are some 5 MB of text."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:tile")
 _THINNEST = 0.02
 """Pixels; a thinner tile could vanish on the 0.01 px grid that QuPath snaps coordinates to."""
 _CHUNK = 4096
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-
-_BUILT_IN = {
-    "tumor": (200, 0, 0),
-    "tumour": (200, 0, 0),
-    "stroma": (150, 200, 150),
-    "immune cells": (160, 90, 160),
-    "necrosis": (50, 50, 50),
-    "other": (255, 200, 0),
-    "positive": (200, 50, 50),
-    "negative": (90, 90, 180),
-    "ignore*": (180, 180, 180),
-}
-"""QuPath's own colours: it keeps to them for its own classes, whatever a file says."""
-_PALETTE = (
-    (0, 114, 178),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (86, 180, 233),
-    (213, 94, 0),
-    (240, 228, 66),
-)
-"""For all other classes, told apart by colour-blind eyes too: Okabe and Ito (2008), without black."""
+_GZIP_LEVEL = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +47,11 @@ class TileClasses:
     """(n,) position in `names`; -1 for a tile without a class."""
 
     def __post_init__(self) -> None:
-        written = [_class_name(name) for name in self.names]
+        written = [tidy(name) for name in self.names]
+        if not all(written):
+            blank = self.names[written.index("")]
+            action = "Give it a name that is not blank"
+            raise UsageError(f"{blank!r} cannot name a class in QuPath", action=action)
         if len(set(written)) != len(written):
             raise UsageError(f"class names must differ, also as QuPath reads them: {written}")
         if self.index.ndim != 1 or not np.issubdtype(self.index.dtype, np.integer):
@@ -72,13 +61,19 @@ class TileClasses:
 
     def classifications(self) -> list[dict[str, Any]]:
         """Return the name and colour of each class, as QuPath reads them."""
+        colours = colours_of(self.names)
         return [
-            {
-                "name": _class_name(name),
-                "color": _BUILT_IN.get(_class_name(name).casefold(), _PALETTE[place % len(_PALETTE)]),
-            }
-            for place, name in enumerate(self.names)
+            {"name": tidy(name), "color": colour} for name, colour in zip(self.names, colours, strict=True)
         ]
+
+
+def tiles_name(count: int) -> str:
+    """What a file of so many tiles is called: packed from `PACKED_FROM` on.
+
+    >>> tiles_name(9_999), tiles_name(10_000)
+    ('tiles.geojson', 'tiles.geojson.gz')
+    """
+    return "tiles.geojson.gz" if count >= PACKED_FROM else "tiles.geojson"
 
 
 def write_tiles(
@@ -92,12 +87,14 @@ def write_tiles(
     classes: TileClasses | None = None,
     bounds_origin: tuple[float, float] = (0, 0),
 ) -> None:
-    """Write every tile as a QuPath tile object; features are written one by one, one a line.
+    """Write every tile as a QuPath tile object; features are written some at a time, one a line.
 
     The file also holds `slide_id` and `bounds_origin` in members of its own, which QuPath passes over.
 
     Parameters
     ----------
+    path
+        Whose name ends in ``.gz`` is gzip'ed. Nothing in it tells the time.
     origins
         (n, 2) level-0 (x, y) of each tile's top-left corner; no two alike.
     tile
@@ -120,20 +117,27 @@ def write_tiles(
         The file cannot be written.
     """
     boxes = _boxes(origins, tile, slide_size)
-    numbers = {name: _finite_float32(name, column, len(boxes)) for name, column in measurements.items()}
+    numbers = {name: _float32(name, column, len(boxes)) for name, column in measurements.items()}
     if classes is not None and len(classes.index) != len(boxes):
         raise ValueError(f"{len(boxes)} tiles and {len(classes.index)} classes")
-    head = {
-        "type": "FeatureCollection",
-        "slide": slide_id,
-        "bounds_origin": [_plain(v) for v in bounds_origin],
-    }
-    features = _features(boxes, numbers, classes, slide_id=slide_id, shift=bounds_origin)
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        stream.write(_json(head)[:-1] + b',"features":[')
-        for number, feature in enumerate(features):
-            stream.write((b",\n" if number else b"\n") + _json(feature))
+    origin = on_grid(bounds_origin)
+    features = _features(boxes, numbers, classes, slide_id=slide_id, shift=origin)
+    with replacing(path) as temporary, temporary.open("wb") as file, _packed(file, path) as stream:
+        stream.write(head_of(slide_id, origin))
+        for number, part in enumerate(features):
+            stream.write(b",\n" if number else b"\n")
+            stream.write(",\n".join(part).encode("ascii"))
         stream.write(b"\n]}\n")
+
+
+@contextlib.contextmanager
+def _packed(file: IO[bytes], path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """The file itself, or one that gzips into it; without a name or a time, which gzip would add."""
+    if path.suffix != ".gz":
+        yield file
+        return
+    with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as stream:
+        yield stream
 
 
 def _features(
@@ -143,26 +147,28 @@ def _features(
     *,
     slide_id: str,
     shift: tuple[float, float],
-) -> Iterator[dict[str, Any]]:
-    """Features in the order of the tiles, made a chunk at a time."""
-    classifications = classes.classifications() if classes is not None else []
+) -> Iterator[list[str]]:
+    """Features in the order of the tiles, a chunk at a time, each as JSON.
+
+    They are put together from text: of a million tiles the encoder would make objects for minutes.
+    """
+    heads = ['"objectType":"tile"'] * (1 if classes is None else len(classes.names) + 1)
+    for place, one in enumerate(classes.classifications() if classes is not None else []):
+        heads[place] += f',"classification":{_text(one)}'  # the last head, at -1, is that of no class
     for first in range(0, len(boxes), _CHUNK):
         part = slice(first, first + _CHUNK)
-        corners = np.round(boxes[part] - (*shift, *shift), 2)
-        columns = [(name, column[part]) for name, column in numbers.items()]
-        for row, (box, corner) in enumerate(zip(boxes[part], corners, strict=True)):
-            properties: dict[str, Any] = {"objectType": "tile"}
-            if classes is not None and classes.index[first + row] >= 0:
-                properties["classification"] = classifications[classes.index[first + row]]
-            # str of a float32 is its shortest form: 0.9 and not 0.8999999761581421.
-            measured = {name: float(str(column[row])) for name, column in columns if np.isfinite(column[row])}
-            properties["measurements"] = measured
-            yield {
-                "type": "Feature",
-                "id": _tile_id(slide_id, box),
-                "geometry": {"type": "Polygon", "coordinates": [_ring(*corner.tolist())]},
-                "properties": properties,
-            }
+        index = [0] * len(boxes[part]) if classes is None else classes.index[part].tolist()
+        ids = _tile_ids(slide_id, boxes[part])
+        rings = _rings(np.round(boxes[part] - (*shift, *shift), 2))
+        columns = [_members(name, column[part]) for name, column in numbers.items()]
+        measured = [",".join(filter(None, row)) for row in zip(*columns, strict=True)]
+        yield [
+            f'{{"type":"Feature","id":"{identity}","geometry":{{"type":"Polygon","coordinates":[{ring}]}},'
+            f'"properties":{{{heads[place]},"measurements":{{{values}}}}}}}'
+            for identity, ring, place, values in zip(
+                ids, rings, index, measured or [""] * len(ids), strict=True
+            )
+        ]
 
 
 def _boxes(origins: ArrayLike, tile: tuple[float, float], slide_size: tuple[int, int]) -> NDArray[np.float64]:
@@ -183,46 +189,49 @@ def _boxes(origins: ArrayLike, tile: tuple[float, float], slide_size: tuple[int,
     return boxes
 
 
-def _finite_float32(name: str, column: ArrayLike, count: int) -> NDArray[np.float32]:
+def _float32(name: str, column: ArrayLike, count: int) -> NDArray[np.float32]:
     """The measurement as (count,) float32; numbers too large for it become infinite, and are left out."""
     if not name.strip():
         raise ValueError("a measurement needs a name that is not blank")
     with np.errstate(over="ignore"):
-        values = np.asarray(column, np.float64).astype(np.float32)
+        values = np.asarray(column).astype(np.float32)
     if values.shape != (count,):
         raise ValueError(f"measurement {name!r} must be ({count},), got {values.shape}")
     return values
 
 
-def _ring(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
-    """The closed outline, in the order that RFC 7946 asks of an outer ring."""
-    x, X, y, Y = (_plain(v) for v in (left, right, top, bottom))  # noqa: N806
-    return [[x, y], [X, y], [X, Y], [x, Y], [x, y]]
+def _members(name: str, values: NDArray[np.float32]) -> list[str]:
+    """``"name":number`` of each; nothing where it is not finite."""
+    head = _text(name) + ":"
+    # Of a float32 the text is its shortest form: 0.9 and not 0.8999999761581421.
+    numbers = values.astype("U").tolist()
+    finite = np.isfinite(values)
+    if finite.all():
+        return [head + number for number in numbers]
+    return [head + number if known else "" for number, known in zip(numbers, finite.tolist(), strict=True)]
 
 
-def _plain(number: float) -> float:
-    """Whole numbers as int, so that the file says 256 and not 256.0; never -0."""
-    return int(number) if number == int(number) else float(number)
+def _rings(corners: NDArray[np.float64]) -> list[str]:
+    """The closed outline of each box, in the order that RFC 7946 asks of an outer ring."""
+    sides = (list(map(str, map(plain, column))) for column in corners.T.tolist())
+    return [f"[[{x},{y}],[{X},{y}],[{X},{Y}],[{x},{Y}],[{x},{y}]]" for x, y, X, Y in zip(*sides, strict=True)]
 
 
-def _tile_id(slide_id: str, box: NDArray[np.float64]) -> str:
-    """The same slide and footprint give the same UUID; JSON keeps any slide name apart from the numbers."""
-    return str(uuid.uuid5(_NAMESPACE, json.dumps([slide_id, *box.tolist()])))
+def _tile_ids(slide_id: str, boxes: NDArray[np.float64]) -> list[str]:
+    """UUIDs (version 5, RFC 9562) that follow from the slide and the footprint.
 
-
-def _class_name(name: str) -> str:
-    """The name as QuPath can hold it: one line, and no blank part between colons.
-
-    >>> _class_name("Tumour: poorly  differentiated:")
-    'Tumour: poorly differentiated'
+    What is hashed is JSON, which keeps any slide name apart from the numbers.
     """
-    parts: Sequence[str] = [" ".join(part.split()) for part in name.split(":")]
-    kept = [part for part in parts if part]
-    if not kept:
-        raise UsageError(f"{name!r} cannot name a class in QuPath", action="Give it a name that is not blank")
-    return ": ".join(kept)
+    start = hashlib.sha1(_NAMESPACE.bytes + json.dumps([slide_id])[:-1].encode(), usedforsecurity=False)
+    ids = []
+    for left, top, right, bottom in boxes.tolist():
+        digest = start.copy()
+        digest.update(f", {left!r}, {top!r}, {right!r}, {bottom!r}]".encode())
+        text = digest.hexdigest()
+        variant = "89ab"[int(text[16], 16) & 3]
+        ids.append(f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}")
+    return ids
 
 
-def _json(value: Any) -> bytes:
-    """Strict JSON in ASCII: any name survives, whatever charset the reader's machine prefers."""
-    return _ENCODER.encode(value).encode("ascii")
+def _text(value: Any) -> str:
+    return as_json(value).decode()

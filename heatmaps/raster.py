@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from heatmaps.painting import Painting
+from heatmaps.settings import Overlap
 from wsi.errors import UsageError
 
 _FINEST = 32.0
@@ -18,8 +21,6 @@ _LONGEST = 4096
 _ENOUGH = 0.25 * (1 - 1e-6)
 """A tile paints the pixels of which it covers this share (where tiles are smaller than pixels: this share of
 a tile). Wherever it lies, it covers half of some pixel along each axis, so no tile is ever lost."""
-_BAND_ROWS = 256
-_CHUNK_TILES = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +28,12 @@ class Heatmap:
     """Scores on a regular grid of square pixels over the whole slide, corner on the slide's corner.
 
     Heatmap pixel (column, row) covers level-0 x from ``column * scale`` to ``(column + 1) * scale``, and y
-    likewise with `scale_y`.
+    likewise with `scale_y`. What `paint` gives is painted a channel at a time, whenever one is asked for, so
+    memory does not grow with the channels.
     """
 
-    values: NDArray[np.float32]
-    """(rows, columns, channels) float32; NaN where no tile lies."""
+    values: NDArray[np.float32] | Painting
+    """(rows, columns, channels) float32; NaN where no tile lies. A `Painting` is read like an array."""
     channels: tuple[str, ...]
     """One name per channel: the class, or ``"attention"`` and the like."""
     scale: float
@@ -54,12 +56,22 @@ class Heatmap:
         for field in ("scale", "scale_y", "mpp"):
             _check_positive(field, getattr(self, field))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.values.shape[0], self.values.shape[1]
+
     def channel(self, name: str) -> NDArray[np.float32]:
         """Return the scores of one channel, (rows, columns) float32; UsageError if there is none such."""
         if name not in self.channels:
             known = ", ".join(self.channels)
             raise UsageError(f"the heatmap has no channel {name!r}", action=f"Choose one of {known}")
-        return self.values[:, :, self.channels.index(name)]
+        index = self.channels.index(name)
+        return self.values.plane(index) if isinstance(self.values, Painting) else self.values[:, :, index]
+
+    def only(self, name: str) -> Heatmap:
+        """The heatmap of one channel, painted: for who asks for it more than once."""
+        return replace(self, values=self.channel(name)[:, :, None], channels=(name,))
 
 
 def paint(
@@ -71,18 +83,20 @@ def paint(
     stride: tuple[float, float],
     slide_size: tuple[int, int],
     slide_mpp: float,
+    overlap: Overlap = Overlap.MEAN,
 ) -> Heatmap:
     """Paint one value per tile and channel on the tile's footprint.
 
-    Each pixel is the mean of the tiles over it, weighted by the area of the pixel that each covers; a pixel
-    of which no tile covers a quarter stays NaN, so an outline is at most 3/4 of a pixel out and a tile's
-    centre at most half a pixel. The pixel grid follows the stride: 1/32 of it, or the next power of two with
-    which the long side stays within 4096 pixels. The result takes at most 67 MB per channel.
+    Each pixel is the mean of the tiles over it, weighted by the area of the pixel that each covers, or the
+    highest of those that cover a quarter of it. A pixel of which no tile covers a quarter stays NaN, so an
+    outline is at most 3/4 of a pixel out and a tile's centre at most half a pixel. The pixel grid follows the
+    stride: 1/32 of it, or the next power of two with which the long side stays within 4096 pixels. A channel
+    takes at most 67 MB, and is painted when it is asked for.
 
     Parameters
     ----------
     origins
-        (n, 2) level-0 (x, y) of each tile's top-left corner.
+        (n, 2) level-0 (x, y) of each tile's top-left corner, in any order.
     values
         (n, k) float, one column per channel; NaN where a tile has no value in that channel.
     channels
@@ -94,6 +108,8 @@ def paint(
         Level-0 (width, height) of the slide; tiles may overhang its edges.
     slide_mpp
         Microns per level-0 pixel, the mean of both axes.
+    overlap
+        What a pixel under several tiles shows.
 
     Raises
     ------
@@ -105,7 +121,35 @@ def paint(
     ...       slide_size=(128, 64), slide_mpp=0.25).values.shape
     (32, 64, 1)
     """
-    corners, scores = _checked_tiles(origins, values, len(channels))
+    scores = _floats(values)
+    if scores.ndim != 2 or scores.shape[1] != len(channels):
+        raise ValueError(f"values must be (n, {len(channels)}), got {scores.shape}")
+    if len(set(channels)) != len(channels):
+        raise UsageError(f"{len(channels)} channels need as many different names: {channels}")
+    return paint_columns(
+        origins,
+        dict(zip(channels, scores.T, strict=True)),
+        tile=tile,
+        stride=stride,
+        slide_size=slide_size,
+        slide_mpp=slide_mpp,
+        overlap=overlap,
+    )
+
+
+def paint_columns(
+    origins: ArrayLike,
+    columns: Mapping[str, ArrayLike],
+    *,
+    tile: tuple[float, float],
+    stride: tuple[float, float],
+    slide_size: tuple[int, int],
+    slide_mpp: float,
+    overlap: Overlap = Overlap.MEAN,
+) -> Heatmap:
+    """The same from (n,) numbers by the channel's name; those of float32 or float64 are not copied."""
+    corners = _checked_origins(origins)
+    scores = tuple(_checked_column(column, len(corners)) for column in columns.values())
     for name, pair in (("tile", tile), ("stride", stride), ("slide size", slide_size)):
         for number in pair:
             _check_positive(name, number)
@@ -116,7 +160,8 @@ def paint(
     enough = _ENOUGH * min(1.0, tile[0] / scale) * min(1.0, tile[1] / scale_y)
     # A heatmap pixel is square in microns, so the mean resolution fixes its side on both axes.
     mpp = 2 * slide_mpp / (1 / scale + 1 / scale_y)
-    return Heatmap(_painted(boxes, scores, shape, enough), tuple(channels), scale, scale_y, float(mpp))
+    painting = Painting(boxes, scores, shape, enough, overlap)
+    return Heatmap(painting, tuple(columns), scale, scale_y, float(mpp))
 
 
 def pixel_scale(*, stride: tuple[float, float], slide_size: tuple[int, int]) -> tuple[float, float]:
@@ -141,19 +186,27 @@ def _check_positive(name: str, number: Any) -> None:
         raise ValueError(f"{name} must be a positive number, got {number}")
 
 
-def _checked_tiles(
-    origins: ArrayLike, values: ArrayLike, channels: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Origins (n, 2) and scores (n, channels) as float64, or a ValueError."""
+def _floats(numbers: ArrayLike) -> NDArray[np.floating[Any]]:
+    array = np.asarray(numbers)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _checked_origins(origins: ArrayLike) -> NDArray[np.float64]:
+    """(n, 2) float64, or a ValueError."""
     corners = np.asarray(origins, np.float64)
-    scores = np.asarray(values, np.float64)
     if corners.ndim != 2 or corners.shape[1] != 2:
         raise ValueError(f"origins must be (n, 2), got {corners.shape}")
-    if scores.shape != (len(corners), channels):
-        raise ValueError(f"values must be {(len(corners), channels)}, got {scores.shape}")
+    return corners
+
+
+def _checked_column(column: ArrayLike, count: int) -> NDArray[np.floating[Any]]:
+    """(count,) float32 or float64, or a ValueError."""
+    scores = _floats(column)
+    if scores.shape != (count,):
+        raise ValueError(f"values must be {count} a channel, got {scores.shape}")
     if np.isinf(scores).any():
         raise ValueError("values hold infinity; use NaN for a tile without a value")
-    return corners, scores
+    return scores
 
 
 def _footprints(
@@ -169,55 +222,3 @@ def _footprints(
             "origins are level-0 pixels"
         )
     return boxes
-
-
-def _painted(
-    boxes: NDArray[np.float64], scores: NDArray[np.float64], shape: tuple[int, int], enough: float
-) -> NDArray[np.float32]:
-    """Paint (n, 4) boxes in heatmap pixels with (n, k) scores: (rows, columns, k), band by band."""
-    painted = np.full((*shape, scores.shape[1]), np.nan, np.float32)
-    for top in range(0, shape[0], _BAND_ROWS):
-        band = painted[top : top + _BAND_ROWS]
-        near = (boxes[:, 1] < top + len(band)) & (boxes[:, 3] > top)
-        if not near.any():
-            continue
-        for index, score in enumerate(scores.T):
-            chosen = near & ~np.isnan(score)
-            _paint_band(band[:, :, index], boxes[chosen] - (0, top, 0, top), score[chosen], enough)
-    return painted
-
-
-def _paint_band(
-    band: NDArray[np.float32], boxes: NDArray[np.float64], scores: NDArray[np.float64], enough: float
-) -> None:
-    """Paint (n, 4) `boxes`, in pixels of the band, with (n,) `scores` into `band` (rows, columns)."""
-    total = np.zeros(band.size)
-    weight = np.zeros(band.size)
-    painted = np.zeros(band.size, bool)
-    for first in range(0, len(boxes), _CHUNK_TILES):
-        part = boxes[first : first + _CHUNK_TILES]
-        score = scores[first : first + _CHUNK_TILES, None]
-        row, down = _overlaps(part[:, 1], part[:, 3], pixels=band.shape[0])
-        column, across = _overlaps(part[:, 0], part[:, 2], pixels=band.shape[1])
-        for step in range(row.shape[1]):
-            pixel = (row[:, step, None] * band.shape[1] + column).ravel()
-            area = down[:, step, None] * across  # (tiles, columns of a tile)
-            np.add.at(weight, pixel, area.ravel())
-            np.add.at(total, pixel, (area * score).ravel())
-            painted[pixel[area.ravel() >= enough]] = True
-    band[painted.reshape(band.shape)] = total[painted] / weight[painted]
-
-
-def _overlaps(
-    start: NDArray[np.float64], stop: NDArray[np.float64], *, pixels: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Pixels that each interval touches, and how much of each it covers: two arrays (n, most touched).
-
-    Intervals that touch fewer are filled up with pixels inside the raster at weight 0.
-    """
-    start, stop = np.clip(start, 0, pixels), np.clip(stop, 0, pixels)
-    first = np.floor(start)
-    most = int((np.ceil(stop) - first).max(initial=1))
-    index = first[:, None] + np.arange(most)
-    weight = np.minimum(stop[:, None], index + 1) - np.maximum(start[:, None], index)
-    return np.minimum(index, pixels - 1).astype(np.intp), np.maximum(weight, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.arguments import given
-from wsi.arguments import add_resolution
+from wsi.arguments import add_origin, add_resolution, counted_from
 from wsi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def add_evaluation(parser: ArgumentParser) -> None:
         "--lesions", metavar="FOLDER", type=Path, help="what they should find: SLIDE.png or SLIDE.geojson"
     )
     parser.add_argument("--lesion-class", metavar="LABEL", help="the class that these lesions stand for")
+    add_origin(parser)
     parser.add_argument(
         "--alpha", type=float, help="errors that conformal sets may make (default: as trained)"
     )
@@ -99,7 +100,9 @@ def wanted_assessment(arguments: Namespace) -> Wanted:
 
     if bool(arguments.lesions) != bool(arguments.lesion_class):
         raise UsageError("lesions stand for a class", action="Give --lesions and --lesion-class together")
-    lesions = Lesions(RegionFiles(arguments.lesions), arguments.lesion_class) if arguments.lesions else None
+    lesions = None
+    if arguments.lesions:
+        lesions = Lesions(RegionFiles(arguments.lesions, counted_from(arguments)), arguments.lesion_class)
     draws = {"count": arguments.resamples, "seed": arguments.seed}
     return Wanted(
         resampling=Resampling(**{name: value for name, value in draws.items() if value is not None}),

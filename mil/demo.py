@@ -123,8 +123,7 @@ What was made, for one held-out slide with a lesion ({slide}):
   heatmaps/{MODEL_NAME}/overlay-tumour.png       scores over the slide: open it in any viewer
   heatmaps/{MODEL_NAME}/heatmap-tumour.ome.tif   the same as a pyramid: QuPath, Fiji, OpenSlide viewers
   heatmaps/{MODEL_NAME}/scores.ome.tif           the numbers, float32, a channel each
-  heatmaps/{MODEL_NAME}/tiles.geojson            for QuPath: drag it onto the slide, then
-                                                Measure > Show measurement maps
+  heatmaps/{MODEL_NAME}/open-in-qupath.groovy    for QuPath: open the slide, then run this script there
   store.zarr                                    tiles, features and scores for any Zarr reader
 How the model was trained: {folder / MODEL_NAME / "learning-curve.png"}
 The known lesion is in {folder / "slides" / "lesions" / "synth-003.png"}"""

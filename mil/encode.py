@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tiling.store import TileStore, make_array
 from tiling.tiles import tile_reader
 from tiling.versions import versions
 from wsi.errors import MicrotomeError
+from wsi.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from tiling.blocks import Progress
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from wsi.slide import Slide
 
 
-def encode_slide(
+def encode_slide(  # noqa: PLR0913 - choices that have nothing to do with one another
     store: TileStore,
     encoder: Encoder,
     *,
@@ -34,6 +36,7 @@ def encode_slide(
     batch_size: int | None = None,
     readers: int = 1,
     progress: Progress | None = None,
+    times: Stopwatch | None = None,
 ) -> Commit:
     """Encode every tile of a slide and commit the features to its store.
 
@@ -62,6 +65,8 @@ def encode_slide(
         Threads that read ahead while the encoder computes; see `mil.feed`.
     progress
         Called as tiles are finished.
+    times
+        Told how long each activity takes.
 
     Raises
     ------
@@ -98,9 +103,18 @@ def encode_slide(
     read = tile_reader(store, slide) if context_mpp is None else context_reader(store, slide, mpp=context_mpp)
     size = batch_size or best_batch_size(encoder.device)
     pace = Pace(size, readers, max(1, PIECE_BYTES // (3 * store.spec.size_px**2)))
-    _encode_missing(draft, store, encoder, read, precision=precision, pace=pace, progress=progress)
+    watched = _Watched(times or Stopwatch(), progress)
+    _encode_missing(draft, store, encoder, read, precision=precision, pace=pace, watched=watched)
     record = {"tiles": len(store), "batch_size": size, "compiled": encoder.compiled}
     return draft.publish(record | {"versions": versions("torch", "timm")})
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """Who hears how it goes."""
+
+    times: Stopwatch
+    progress: Progress | None
 
 
 def _encode_missing(
@@ -111,22 +125,24 @@ def _encode_missing(
     *,
     precision: Precision,
     pace: Pace,
-    progress: Progress | None,
+    watched: _Watched,
 ) -> None:
     """Every shard that no killed run has finished."""
     shards, count = store.shards(), len(store)
+    progress, times = watched.progress, watched.times
     shape = (count, encoder.dim)
     array = make_array(draft, "", shape=shape, rows_per_file=shards[0].stop, dtype=np.float16, fill=np.nan)
     missing = [rows for rows in shards if _part(rows) not in draft.parts]
     done = count - sum(rows.stop - rows.start for rows in missing)
     if progress and done:
         progress(done, count)
-    blocks = encode_blocks(encoder, missing, read, precision=precision, pace=pace)
+    blocks = encode_blocks(encoder, missing, read, precision=precision, pace=pace, times=times)
     with contextlib.closing(blocks):  # on an error and on Ctrl-C too, no thread reads on
         for rows, features in blocks:
             with np.errstate(over="ignore"):  # becomes infinity, which is refused by name
                 values = _checked(features.astype(np.float16), rows, store, encoder)
-            draft.finish_part(_part(rows), [array.write(rows, values)])
+            with times.lap("write"):
+                draft.finish_part(_part(rows), [array.write(rows, values)])
             done += len(values)
             if progress:
                 progress(done, count)

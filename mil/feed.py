@@ -28,6 +28,7 @@ from torch import Tensor
 from mil.device import Precision
 from mil.encoder import Encoder
 from wsi.errors import MicrotomeError
+from wsi.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from tiling.tiles import ReadTiles
@@ -57,7 +58,13 @@ class Pace:
 
 
 def encode_blocks(
-    encoder: Encoder, blocks: Sequence[slice], read: ReadTiles, *, precision: Precision, pace: Pace
+    encoder: Encoder,
+    blocks: Sequence[slice],
+    read: ReadTiles,
+    *,
+    precision: Precision,
+    pace: Pace,
+    times: Stopwatch | None = None,
 ) -> Generator[tuple[slice, NDArray[np.float32]]]:
     """Encode blocks of tiles, one after the other.
 
@@ -74,6 +81,8 @@ def encode_blocks(
         See `Encoder`.
     pace
         How tiles are brought to it.
+    times
+        Told how long this thread waits for tiles, and for the network.
 
     Yields
     ------
@@ -87,6 +96,7 @@ def encode_blocks(
     Exception
         Whatever `read` raises, in its turn: blocks before it come first, and nothing after it is read.
     """
+    times = times or Stopwatch()
     batches = [[*_split(block, pace.batch_size)] for block in blocks]
     pieces = [[*_split(rows, pace.piece_tiles)] for block in batches for rows in block]
     is_asynchronous = encoder.device.type == "cuda"
@@ -94,13 +104,34 @@ def encode_blocks(
         waiting: deque[tuple[slice, Callable[[], NDArray[np.float32]]]] = deque()
         parts = iter(pieces)
         for block, its in zip(blocks, batches, strict=True):
-            features = [_encode(encoder, [next(tiles) for _ in next(parts)], precision) for _ in its]
+            features = [_next_batch(encoder, tiles, len(next(parts)), precision, times) for _ in its]
             waiting.append((block, _sent_back(features)))
             if len(waiting) > is_asynchronous:
-                done, take = waiting.popleft()
-                yield done, take()
-        for done, take in waiting:
-            yield done, take()
+                yield _arrived(waiting.popleft(), times)
+        for one in waiting:
+            yield _arrived(one, times)
+
+
+def _next_batch(
+    encoder: Encoder,
+    tiles: Iterator[NDArray[np.uint8]],
+    pieces: int,
+    precision: Precision,
+    times: Stopwatch,
+) -> Tensor:
+    # A function of its own: its tiles are let go before the next ones are waited for.
+    with times.lap("wait for tiles"):
+        batch = [next(tiles) for _ in range(pieces)]
+    with times.lap("encode"):
+        return _encode(encoder, batch, precision)
+
+
+def _arrived(
+    sent: tuple[slice, Callable[[], NDArray[np.float32]]], times: Stopwatch
+) -> tuple[slice, NDArray[np.float32]]:
+    block, take = sent
+    with times.lap("encode"):
+        return block, take()
 
 
 def read_ahead(

@@ -215,8 +215,9 @@ def predict_slide(store: TileStore, model: Model, head: Head | Ensemble) -> Comm
 def verdict(model: Model, prediction: Prediction) -> dict[str, Any]:
     """What a model says of a slide, as JSON, by the names of the classes.
 
-    ``probabilities`` and whether they are ``calibrated``; of an ensemble the members' ``spread`` and their
-    mutual ``information``; of a calibrated one the ``conformal_set`` and the gate's ``decision``.
+    ``probabilities`` and whether they are ``calibrated``; of an ensemble ``member_probabilities``, their
+    ``spread`` and mutual ``information``; of a calibrated one the ``conformal_set`` and the gate's
+    ``decision``.
     """
     said: dict[str, Any] = {
         "probabilities": _by_class(model, prediction.probabilities),
@@ -224,6 +225,8 @@ def verdict(model: Model, prediction: Prediction) -> dict[str, Any]:
     }
     if len(prediction.member_probabilities) > 1:
         said["spread"] = _by_class(model, prediction.spread)
+        each = prediction.member_probabilities.T.tolist()
+        said["member_probabilities"] = dict(zip(model.classes, each, strict=True))
         said["information"] = float(prediction.information[0])
     if model.calibration is None:
         return said

@@ -65,6 +65,7 @@ def _encode_step(encoding: Encoding, item: str, context_mpp: float | None) -> St
             batch_size=encoding.batch_size,
             readers=encoding.workers,
             progress=job.progress,
+            times=job.times,
         )
 
     return Step(item, make)

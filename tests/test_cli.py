@@ -56,7 +56,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_are_those_that_were_promised() -> None:
     assert set(commands()) == {
         "info", "tissue", "tile", "encode", "train", "evaluate", "predict", "heatmap", "run", "verify",
-        "doctor", "demo", "export", "import", "fewshot train", "fewshot evaluate", "adapt",
+        "doctor", "demo", "export", "import", "fewshot train", "fewshot evaluate", "adapt", "view", "report",
     }  # fmt: skip
 
 

@@ -38,7 +38,15 @@ def test_the_wheel_holds_our_rooms_and_nothing_else(wheel: zipfile.ZipFile) -> N
         for room in ("wsi", "tiling", "mil", "heatmaps")
         for path in (ROOT / room).rglob("*.py")
     }
+    page = ROOT / "heatmaps" / "viewer" / "page"
+    here |= {
+        path.relative_to(ROOT).as_posix() for path in page.iterdir()
+    }  # with OpenSeadragon and its licence
     assert here <= set(names)
+    assert {"index.html", "viewer.js", "viewer.css", "openseadragon.min.js"} <= {
+        p.name for p in page.iterdir()
+    }
+    assert "heatmaps/report/schema.json" in names
 
 
 def test_the_wheel_names_its_command_and_licence(wheel: zipfile.ZipFile) -> None:

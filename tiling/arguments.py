@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi.arguments import add_method, open_slide, tissue_method
+from wsi.arguments import add_method, add_origin, counted_from, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def add_regions(parser: ArgumentParser) -> None:
     group.add_argument(
         "--regions-only", action="store_true", help="the included regions are the tissue: seek none in them"
     )
+    add_origin(group)
 
 
 def add_workers(parser: ArgumentParser) -> None:
@@ -174,8 +175,9 @@ def selection_files(arguments: Namespace) -> SelectionFiles:
     from tiling.selection import SelectionFiles
     from wsi.regions import RegionFiles
 
-    include = RegionFiles(arguments.include) if arguments.include else None
-    exclude = RegionFiles(arguments.exclude) if arguments.exclude else None
+    origin = counted_from(arguments)
+    include = RegionFiles(arguments.include, origin) if arguments.include else None
+    exclude = RegionFiles(arguments.exclude, origin) if arguments.exclude else None
     if include is None and (arguments.classes or arguments.regions_only):
         raise UsageError("--classes and --regions-only choose among regions", action="Pass --include too")
     return SelectionFiles(include, exclude, tuple(arguments.classes or ()), arguments.regions_only)

@@ -8,6 +8,7 @@ any order, and a killed run makes those again that it had not finished.
 from __future__ import annotations
 
 import io
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -131,14 +132,18 @@ class BlockCutter:
         """In a thread: neighbours from the slide to chunks."""
         scanned = self._scan(self.origins[run])
         mpp, nothing = self.recipe.spec.mpp, np.full(len(MEASURES), np.nan, np.float32)
-        quality = [nothing if tile is None else measure(tile, mpp=mpp) for tile in scanned]
+        times = self.cutter.slide.times
+        with times.lap("quality"):
+            quality = [nothing if tile is None else measure(tile, mpp=mpp) for tile in scanned]
         verdicts = self.recipe.quality.reasons(np.stack(quality))
         cut = []
         for tile, values, verdict in zip(scanned, quality, verdicts, strict=True):
             reason = REASONS.index("damaged" if tile is None else verdict or "")
             chunk = None
             if tile is not None and reason == 0 and self.recipe.pixels is not None:
-                chunk = self.recipe.pixels.encode(self.cutter.normalized(tile))
+                normalized = self.cutter.normalized(tile)
+                with times.lap("compress"):
+                    chunk = self.recipe.pixels.encode(normalized)
             cut.append(_CutTile(chunk, reason, values))
         return cut
 
@@ -156,15 +161,21 @@ class BlockCutter:
     ) -> NDArray[np.float32]:
         """Write a block's shard as its tiles come, and the table of what was found, which is returned."""
         cut: list[tuple[int, NDArray[np.float32]]] = []
+        start, waited = time.perf_counter(), 0.0
 
         def chunks() -> Iterator[bytes]:
+            nonlocal waited
+            asked = time.perf_counter()
             for run in runs:
+                waited += time.perf_counter() - asked
                 for tile in run:
                     cut.append((tile.reason, tile.quality))
                     if tile.chunk is not None:
                         yield tile.chunk
                 if progress:
                     progress(done + len(cut), len(self.origins))
+                asked = time.perf_counter()
+            waited += time.perf_counter() - asked
 
         entries: dict[Path, FileEntry] = {}
         step = self.recipe.shard_tiles
@@ -178,6 +189,7 @@ class BlockCutter:
         make_folder(found.parent)
         write_file(found, _as_npy(table))
         self.draft.finish_part(_part(block), [*entries, found], known=entries)
+        self.cutter.slide.times.add("write", time.perf_counter() - start - waited)
         return table
 
     def _found(self, block: slice) -> Path:

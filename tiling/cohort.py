@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tiling.commit import canonical
@@ -47,6 +48,25 @@ class Outcome:
     exit_code: int = 0
     """What the process should end with if this slide were the only one."""
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """How long one step of one slide took."""
+
+    step: str
+    """The item that it has made."""
+    made: bool
+    """Whether it was made; it was there already otherwise."""
+    seconds: float
+    """By the clock."""
+    activities: Mapping[str, float]
+    """Seconds of all threads together, by activity; see `wsi.stopwatch`. What is not listed was not timed."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For the log, to a millisecond."""
+        activities = {name: round(seconds, 3) for name, seconds in sorted(self.activities.items())}
+        return asdict(self) | {"seconds": round(self.seconds, 3), "activities": activities}
 
 
 def run_cohort(
@@ -103,14 +123,27 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return 0 if codes[0] == len(outcomes) else 1
 
 
-def write_run_log(output: Output, command: Sequence[str], outcomes: Sequence[Outcome]) -> Path:
-    """Keep what was run, when and how it ended, beside the results (never in them: they tell no time)."""
+def write_run_log(
+    output: Output,
+    command: Sequence[str],
+    outcomes: Sequence[Outcome],
+    *,
+    spent: Mapping[str, Sequence[StepTime]] = MappingProxyType({}),
+) -> Path:
+    """Keep what was run, when and how it ended, beside the results (never in them: they tell no time).
+
+    `spent` is how long the finished steps of each slide took, by its id.
+    """
+    steps = {printable(name): [step.as_json() for step in its] for name, its in spent.items()}
     now = datetime.now(UTC)
     path = output.root / "runs" / f"{now:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.json"
     content: dict[str, Any] = {
         "command": list(command),
         "ended": now.isoformat(timespec="seconds"),
-        "slides": [asdict(outcome) | {"status": outcome.status.value} for outcome in outcomes],
+        "slides": [
+            asdict(outcome) | {"status": outcome.status.value, "steps": steps.get(outcome.slide_id, [])}
+            for outcome in outcomes
+        ],
         "versions": versions("torch", "timm"),
     }
     make_folder(path.parent)

@@ -117,9 +117,10 @@ def cut_slide(
                 action="Run again once it is copied completely",
             )
         record = _record(slide, places, normalizer, findings, warnings)
-        _write_arrays(draft, recipe, places, findings)
-        write_group(draft, attributes={"recipe": draft.recipe, "record": record})
-        return draft.publish(record)
+        with slide.times.lap("write"):
+            _write_arrays(draft, recipe, places, findings)
+            write_group(draft, attributes={"recipe": draft.recipe, "record": record})
+            return draft.publish(record)
 
 
 @contextmanager

@@ -34,7 +34,9 @@ def fit_stain(
     if recipe.stain is None:
         return None, []
     try:
-        return recipe.stain.fit(sample_pixels(slide, recipe, mask, origins, threads=threads)), []
+        pixels = sample_pixels(slide, recipe, mask, origins, threads=threads)
+        with slide.times.lap("stain"):
+            return recipe.stain.fit(pixels), []
     except StainError as error:
         warning = f"the stain could not be fitted ({error.reason}): tiles keep their colours"
         _log.warning("%s: %s", slide.path, warning)

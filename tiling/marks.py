@@ -7,7 +7,8 @@ where tiles overlap, the tile whose centre is nearest.
 
 Only annotations with a class count. QuPath's classes that end in ``*`` (``Ignore*``, ``Region*``) are for
 its own use, and other objects (tiles, cells, detections) are what a program found: a heatmap's tiles,
-exported with the annotations that correct it, would otherwise be taken for a user's word.
+exported with the annotations that correct it, would otherwise be taken for a user's word. So would a
+heatmap's regions: those count once their class, name or outline has been changed (`wsi.found`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from numpy.typing import NDArray
 
 from tiling.class_names import fault_of, look_alikes
 from tiling.store import TileStore
-from wsi.annotations import Annotation, parse_annotations, read_bounded
+from wsi.annotations import Annotation, Origin, parse_annotations, read_bounded
 from wsi.errors import UsageError
+from wsi.found import is_as_found
 from wsi.polygons import Polygon, contains, interior_point
 
 _log = logging.getLogger(__name__)
@@ -107,19 +109,26 @@ class _Places:
         return holding[np.argsort(nearest, kind="stable")[:1]]
 
 
-def read_marks(path: Path, store: TileStore, *, rename: Mapping[str, str] = _NO_NAMES) -> Marks:
+def read_marks(
+    path: Path,
+    store: TileStore,
+    *,
+    rename: Mapping[str, str] = _NO_NAMES,
+    origin: Origin = Origin.BOUNDS,
+) -> Marks:
     """Read a slide's annotations, and find the tiles that each of them marks.
 
     Parameters
     ----------
     path
-        GeoJSON; see `wsi.annotations`. Coordinates count from OpenSlide's bounds, as QuPath's do, and as the
-        slide's record has them; a file of our own says where it counts from.
+        GeoJSON; see `wsi.annotations`. A file of our own says where its coordinates count from.
     store
         The slide's tiles.
     rename
         New names of classes by the names in the file. They are given first of all: a class ``Region*`` with
         another name counts.
+    origin
+        Where those of other files count from: by default OpenSlide's bounds, as the slide's record has them.
 
     Raises
     ------
@@ -132,7 +141,7 @@ def read_marks(path: Path, store: TileStore, *, rename: Mapping[str, str] = _NO_
     if data[:4] == b"\x89PNG":
         raise UsageError("is a PNG, which names no classes", path=path, action="Export GeoJSON from QuPath")
     record = store.record
-    bounds = (float(record["bounds_origin"][0]), float(record["bounds_origin"][1]))
+    bounds = origin.of((float(record["bounds_origin"][0]), float(record["bounds_origin"][1])))
     claims = _claims(parse_annotations(data, path=path, bounds_origin=bounds), path, rename)
     _refuse_look_alikes([(claim.name, path) for claim in claims])
     frame = "" if bounds == (0, 0) else f" (level-0 px; QuPath shows {bounds[0]:g} and {bounds[1]:g} less)"
@@ -217,6 +226,8 @@ def _claims(every: Sequence[Annotation], path: Path, rename: Mapping[str, str]) 
         name = names.get(written, written)
         if annotation.object_type != "annotation":
             left_out[f"of type {annotation.object_type}"] += 1
+        elif is_as_found(annotation):
+            left_out["of a heatmap, as it was drawn"] += 1
         elif not written:
             left_out["without a class"] += 1
         elif name.endswith("*"):

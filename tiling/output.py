@@ -8,6 +8,8 @@
         features/<encoder>/                        one row a tile
         scores/<model>/                            scores, attention
     OUT/slides/<slide id>/heatmaps/<model>/        OME-TIFF, PNG, GeoJSON
+    OUT/slides/<slide id>/reports/<model>/         a page and its numbers, with the times of the runs
+    OUT/reports/<model>/                           the same of all slides together
     OUT/models/<model>/                            what 'microtome adapt' made of marks on these slides
     OUT/quarantine/                                damaged items, set aside by a re-run
     OUT/runs/                                      a log of every run; the only files that tell the time
@@ -203,6 +205,7 @@ def _item_folders(slides: Path) -> Iterator[Path]:
     for slide in _folders(slides):
         store = slide / ZARR_FOLDER
         yield from _folders(slide / "heatmaps")
+        yield from _folders(slide / "reports")
         yield from _folders(store / "features")
         yield from _folders(store / "scores")
         yield from (f for f in (store / "tiles", slide / "tissue", slide / "qc") if os.path.isdir(f))

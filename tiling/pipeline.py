@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from tiling.blocks import Progress
-from tiling.cohort import Outcome, run_cohort, write_run_log
+from tiling.cohort import Outcome, StepTime, run_cohort, write_run_log
 from tiling.cut import WORKERS, cut_slide
 from tiling.ensure import ensure
 from tiling.output import Output
@@ -18,6 +19,7 @@ from tiling.selection import EVERYWHERE, SelectionFiles
 from tiling.store import TileStore
 from tiling.survey import read_mask, survey_slide
 from wsi.slide import Slide
+from wsi.stopwatch import Stopwatch
 from wsi.tissue import TissueMethod
 
 
@@ -31,6 +33,8 @@ class Job:
     """The open slide; None for steps that start from the store."""
     progress: Progress
     """To be called with (done, in all)."""
+    times: Stopwatch = field(default_factory=Stopwatch)
+    """Told how long each activity takes; that of the slide where there is one."""
 
     def open_slide(self) -> Slide:
         """The slide, for steps that cannot do without."""
@@ -58,12 +62,19 @@ class Pipeline:
     overwrite: bool = False
     """Replace items that another recipe made."""
 
-    def run_one(self, store: TileStore, path: Path, progress: Progress) -> bool:
-        """All steps for one slide; True where there was something to do."""
+    def run_one(
+        self, store: TileStore, path: Path, progress: Progress, *, spent: list[StepTime] | None = None
+    ) -> bool:
+        """All steps for one slide; True where there was something to do. `spent` gets the time of each."""
+        spent = [] if spent is None else spent
         with self.open_slide(path) if self.open_slide else nullcontext() as slide:
-            job = Job(store, slide, progress)
-            made = [ensure(store, step.item, partial(step.make, job)) for step in self.steps]
-        return any(made)
+            job = Job(store, slide, progress, slide.times if slide else Stopwatch())
+            for step in self.steps:
+                start, before = time.perf_counter(), job.times.seconds()
+                made = ensure(store, step.item, partial(step.make, job))
+                seconds = time.perf_counter() - start
+                spent.append(StepTime(step.item, made, seconds, job.times.since(before)))
+        return any(step.made for step in spent)
 
     def run(
         self,
@@ -97,16 +108,17 @@ class Pipeline:
         OutputError, OutputBusyError
             Nothing can be written; what is finished stays.
         """
+        spent: dict[str, list[StepTime]] = {}
 
         def work(slide_id: str, path: Path) -> bool:
             with show(slide_id) as progress:
                 store = TileStore(output, slide_id, overwrite=self.overwrite)
-                return self.run_one(store, path, progress)
+                return self.run_one(store, path, progress, spent=spent.setdefault(slide_id, []))
 
         with output.lock():
             output.clean()
             outcomes = run_cohort(slides, work, report=report, debug=debug)
-            write_run_log(output, command, outcomes)
+            write_run_log(output, command, outcomes, spent=spent)
         return outcomes
 
 

@@ -19,7 +19,7 @@ OTHER_COLOUR = (204, 121, 167)
 _TINT = {"kept": 0.15}
 _STRONG_TINT = 0.75
 
-_MEANING = {
+MEANING = {
     "tissue": "share of the tile that is tissue",
     "sharpness": "variance of the Laplacian at 1 µm per pixel; higher is sharper",
     "blurred": "share of the tissue that is out of focus",
@@ -172,7 +172,7 @@ def _percentiles(percentiles: Mapping[str, Mapping[str, float]]) -> str:
     lines = [f"<tr><th>percentile</th>{heads}<th>meaning</th></tr>"]
     for name, values in percentiles.items():
         cells = "".join(f"<td>{_number(values[column])}</td>" for column in columns)
-        meaning = escape(_MEANING.get(name, ""))
+        meaning = escape(MEANING.get(name, ""))
         lines.append(f'<tr><th>{escape(name)}</th>{cells}<td class="text">{meaning}</td></tr>')
     return '<table class="percentiles">\n' + "\n".join(lines) + "\n</table>"
 

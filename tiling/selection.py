@@ -85,9 +85,10 @@ class SelectionFiles:
         self, files: RegionFiles | None, slide: Slide, slide_id: str, names: Sequence[str]
     ) -> tuple[Regions, ...]:
         path = files.find(slide_id) if files else None
-        if path is None:
+        if files is None or path is None:
             return ()
-        return (read_regions(path, slide_size=slide.size, bounds_origin=slide.bounds_origin, names=names),)
+        origin = files.origin.of(slide.bounds_origin)
+        return (read_regions(path, slide_size=slide.size, bounds_origin=origin, names=names),)
 
 
 EVERYWHERE = SelectionFiles()

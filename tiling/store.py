@@ -33,6 +33,7 @@ _STEPS = {
     "features": "encode",
     "scores": "predict",
     "heatmaps": "heatmap",
+    "reports": "report",
 }
 """Which command makes an item."""
 
@@ -41,7 +42,7 @@ class TileStore:
     """One slide's results in an output folder. Reads committed items only.
 
     Items, by name: ``"tiles"``, ``"features/<encoder>"``, ``"scores/<model>"`` (in the Zarr group),
-    ``"tissue"``, ``"qc"``, ``"heatmaps/<model>"`` (files beside it).
+    ``"tissue"``, ``"qc"``, ``"heatmaps/<model>"``, ``"reports/<model>"`` (files beside it).
 
     Parameters
     ----------

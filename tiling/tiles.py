@@ -60,7 +60,10 @@ class TileCutter:
 
     def normalized(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The same with the reference's colours."""
-        return self.normalizer(tiles) if self.normalizer else tiles
+        if self.normalizer is None:
+            return tiles
+        with self.slide.times.lap("stain"):
+            return self.normalizer(tiles)
 
 
 def open_cutter(store: TileStore, slide: Slide, *, mpp: float | None = None) -> TileCutter:

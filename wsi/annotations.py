@@ -1,11 +1,12 @@
 """Annotations in GeoJSON, as QuPath exports them and as `heatmaps.qupath` writes tiles.
 
-Read are a FeatureCollection, one Feature, or a bare array of features (QuPath 0.2 and scripts), plain or
-gzip'ed. Of a feature its polygons are taken: Polygon, MultiPolygon, and those in a GeometryCollection;
-QuPath's rectangles, brushed areas and ellipses are polygons in its files (``isEllipse`` marks a ring of
-points). Points and lines have no area: they are left out, and a warning counts them. Of a cell the outline
-counts, not the nucleus. Members that we do not know are passed over, keys given twice too (QuPath writes
-``metadata`` twice): the last one holds.
+Read are a FeatureCollection, one Feature, or a bare array of features (QuPath 0.2 and scripts), plain,
+gzip'ed, or the one file of a zip archive. Of a feature its polygons are taken: Polygon, MultiPolygon, and
+those in a GeometryCollection; QuPath's rectangles and brushed areas are polygons in its files, and so are
+ellipses: where ``isEllipse`` says so, the ellipse in the polygon's box is meant. Points and lines have no
+area: they are left out, and a warning counts them. Of a cell the outline counts, not the nucleus. Members
+that we do not know are passed over, keys given twice too (QuPath writes ``metadata`` twice): the last one
+holds.
 
 References
 ----------
@@ -14,40 +15,42 @@ RFC 7946, "The GeoJSON Format" (2016). What QuPath adds to it: its documentation
 
 from __future__ import annotations
 
+import enum
 import gzip
 import io
 import json
 import logging
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
-
-import numpy as np
+from typing import Any
 
 from wsi.errors import UsageError
-from wsi.polygons import Polygon, Ring
+from wsi.feature import Feature, Geometry, feature_of, ours, ring_of
+from wsi.polygons import Polygon
 
 LARGEST_FILE = 128 << 20
 """Bytes, also of what a gzip'ed file holds. Reading takes three times the file, and ten times where it all is
 one feature. Files of cells are larger, and do not say where tissue is."""
-LARGEST_COORDINATE = 1e9
-"""Level-0 pixels; no slide is a thousandth of it."""
 
 _log = logging.getLogger(__name__)
-_LEFT_OUT = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString"})
-_OLD_IDS = {
-    "PathAnnotationObject": "annotation",
-    "PathDetectionObject": "detection",
-    "PathCellObject": "cell",
-    "PathTileObject": "tile",
-    "TMACoreObject": "tmaCore",
-    "PathRootObject": "root",
-}
-"""Until 0.3 QuPath wrote the object's type where later versions write its UUID."""
 _AGAIN = "Export it again from QuPath (File, Export objects as GeoJSON), or give another file"
+
+
+class Origin(enum.Enum):
+    """From where coordinates count. A file of our own says so itself."""
+
+    BOUNDS = "bounds"
+    """The corner of the slide's bounds: QuPath crops a slide to them, and so counts from there."""
+    SLIDE = "slide"
+    """The slide's own corner: QuPath opened with ``--no-crop``, and most other programs."""
+
+    def of(self, bounds_origin: tuple[float, float]) -> tuple[float, float]:
+        """Level-0 (x, y) of where to count from, for a slide whose bounds begin there."""
+        return bounds_origin if self is Origin.BOUNDS else (0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -64,6 +67,10 @@ class Annotation:
     """What the user called this very object, where he did."""
     identity: str | None = None
     """The feature's id: in QuPath's files a UUID."""
+    locked: bool = False
+    """Whether QuPath keeps it from being moved by mistake."""
+    measurements: Mapping[str, float] = field(default_factory=dict)
+    """Numbers by name; some may be NaN."""
 
 
 def read_annotations(path: Path, *, bounds_origin: tuple[float, float] = (0, 0)) -> list[Annotation]:
@@ -119,7 +126,7 @@ def parse_annotations(
             left_out += one.left_out
             if one.polygons:
                 area = tuple(polygon.shifted(*bounds_origin) for polygon in one.polygons)
-                found.append(Annotation(area, one.name, one.object_type, one.label, one.identity))
+                found.append(_annotation(area, one))
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
     if not found:
         raise UsageError(
@@ -132,13 +139,17 @@ def parse_annotations(
     return found
 
 
+def _annotation(area: tuple[Polygon, ...], one: Feature) -> Annotation:
+    return Annotation(area, one.name, one.object_type, one.label, one.identity, one.locked, one.measurements)
+
+
 # The file ------------------------------------------------------------------------------------------------
 
 
 def _load(data: bytes, path: Path) -> Any:
     """The JSON of the file, its geometries and features made ours on the way: text is not kept as lists."""
     if data[:2] == b"PK":
-        raise UsageError("is a zip archive", path=path, action="Unpack it, and give the file inside")
+        data = _unzip(data, path)
     if data[:2] == b"\x1f\x8b":
         data = _unpack(data, path)
     try:
@@ -148,13 +159,39 @@ def _load(data: bytes, path: Path) -> Any:
         raise UsageError(reason, path=path, action=_AGAIN) from error
     del data
     try:
-        return json.loads(text, object_hook=_ours)
+        return json.loads(text, object_hook=ours)
     except RecursionError as error:
         reason = "is nested too deep to be GeoJSON"
         raise UsageError(reason, path=path, action=_AGAIN) from error
     except ValueError as error:
         reason = "is empty" if not text.strip() else f"is not JSON, or cut off ({error})"
         raise UsageError(reason, path=path, action=_AGAIN) from error
+
+
+def _unzip(data: bytes, path: Path) -> bytes:
+    """The one file of GeoJSON in an archive; QuPath writes one, named after the archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = [name for name in archive.namelist() if _is_geojson(name)]
+            if len(names) == 1:
+                with archive.open(names[0]) as stream:
+                    unpacked = stream.read(LARGEST_FILE + 1)
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise UsageError(
+            f"is a damaged, cut or locked zip archive ({error})", path=path, action="Copy or export it again"
+        ) from error
+    if len(names) != 1:
+        found = f"{len(names)} files" if names else "no file"
+        raise UsageError(
+            f"is a zip archive with {found} of GeoJSON", path=path, action="Unpack it, and give the one file"
+        )
+    return _check_size(unpacked, path, "what it holds")
+
+
+def _is_geojson(name: str) -> bool:
+    """Not the twins that macOS adds."""
+    own = not name.startswith("__MACOSX/") and not name.rpartition("/")[2].startswith(".")
+    return own and name.lower().removesuffix(".gz").endswith((".geojson", ".json"))
 
 
 def _unpack(data: bytes, path: Path) -> bytes:
@@ -178,11 +215,11 @@ def _check_size(data: bytes, path: Path, what: str) -> bytes:
     return data
 
 
-def _features(top: Any, path: Path) -> list[_Feature]:
+def _features(top: Any, path: Path) -> list[Feature]:
     """The features at the top of the file."""
-    if isinstance(top, _Geometry):  # RFC 7946 allows a bare one
-        return [_feature({"geometry": top})]
-    if isinstance(top, _Feature):
+    if isinstance(top, Geometry):  # RFC 7946 allows a bare one
+        return [feature_of({"geometry": top})]
+    if isinstance(top, Feature):
         return [top]
     listed = top.get("features") if isinstance(top, dict) and top.get("type") == "FeatureCollection" else top
     if not isinstance(listed, list):
@@ -193,7 +230,7 @@ def _features(top: Any, path: Path) -> list[_Feature]:
             action=_AGAIN,
         )
     for number, one in enumerate(listed, 1):
-        if not isinstance(one, _Feature):
+        if not isinstance(one, Feature):
             what = repr(one.get("type")) if isinstance(one, dict) else f"of type {type(one).__name__}"
             raise UsageError(f"entry {number} is no feature but {what}", path=path, action=_AGAIN)
     return listed
@@ -205,175 +242,7 @@ def _stated_origin(top: dict[str, Any], path: Path) -> tuple[float, float] | Non
     if stated is None:
         return None
     try:
-        ((x, y),) = _ring([stated], close=False).tolist()
+        ((x, y),) = ring_of([stated], close=False).tolist()
     except ValueError as error:
         raise UsageError(f"its bounds_origin is {stated!r}", path=path, action=_AGAIN) from error
     return x, y
-
-
-# Features and geometries ---------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, repr=False)
-class _Geometry:
-    """A geometry as far as it has an area. A fault is kept: only that of a feature's own area matters."""
-
-    polygons: list[Polygon] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    depth: int = 0
-    fault: str = ""
-
-    def __repr__(self) -> str:
-        return "a geometry"
-
-
-@dataclass(slots=True, repr=False)
-class _Feature:
-    polygons: list[Polygon]
-    left_out: Counter[str]
-    name: str | None = None
-    object_type: str = "annotation"
-    label: str | None = None
-    identity: str | None = None
-    children: list[_Feature] = field(default_factory=list)
-    fault: str = ""
-
-    def __repr__(self) -> str:
-        return "a feature"
-
-    def family(self) -> Iterator[_Feature]:
-        yield self
-        for child in self.children:
-            yield from child.family()
-
-
-def _ours(member: dict[str, Any]) -> Any:
-    """What JSON's objects become, innermost first."""
-    kind = member.get("type")
-    if kind == "Feature" and ("geometry" in member or "properties" in member):
-        return _feature(member)
-    if isinstance(kind, str) and ("coordinates" in member or "geometries" in member):
-        return _geometry(kind, member)
-    return member
-
-
-def _feature(member: dict[str, Any]) -> _Feature:
-    properties = member.get("properties")
-    properties = properties if isinstance(properties, dict) else {}
-    geometry, left_out, fault = member.get("geometry"), Counter[str](), ""
-    if isinstance(geometry, _Geometry):
-        left_out, fault = geometry.left_out, geometry.fault
-    elif geometry is None:
-        left_out["without geometry"] += 1
-    else:
-        fault = "its geometry has no type and coordinates"
-    try:
-        name = class_name(properties.get("classification"))
-    except ValueError as error:
-        name, fault = None, fault or str(error)
-    identity = member.get("id")
-    kinds = (properties.get(key) for key in ("objectType", "object_type", "type"))
-    written = next((kind for kind in kinds if _is_name(kind)), None)
-    children = properties.get("childObjects")
-    return _Feature(
-        polygons=geometry.polygons if isinstance(geometry, _Geometry) else [],
-        left_out=left_out,
-        name=name,
-        object_type=written or _OLD_IDS.get(str(identity), "annotation"),
-        label=properties["name"] if _is_name(properties.get("name")) else None,
-        identity=str(identity) if isinstance(identity, str | int) and identity not in _OLD_IDS else None,
-        children=[c for c in children if isinstance(c, _Feature)] if isinstance(children, list) else [],
-        fault=fault,
-    )
-
-
-def class_name(classification: object) -> str | None:
-    """The full name of a classification in any form that QuPath reads; `ValueError` for others.
-
-    >>> class_name({"names": ["Tumor", "Positive"], "color": [200, 0, 0]})
-    'Tumor: Positive'
-    """
-    if isinstance(classification, dict):
-        classification = classification.get("names") or classification.get("name")
-    if isinstance(classification, list) and all(isinstance(part, str) for part in classification):
-        classification = ": ".join(classification)
-    if classification is None or isinstance(classification, str):
-        return (classification or "").strip() or None
-    raise ValueError(f"its classification is no name: {classification!r:.60}")
-
-
-def _is_name(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _geometry(kind: str, member: dict[str, Any]) -> _Geometry:
-    if kind == "GeometryCollection":
-        return _collection(member.get("geometries"))
-    if kind in _LEFT_OUT:
-        return _Geometry(left_out=Counter([kind]))
-    if kind not in {"Polygon", "MultiPolygon"}:
-        return _Geometry(fault=f"a geometry of type {kind!r} is not known")
-    found = _Geometry()
-    try:
-        parts = _list(member.get("coordinates")) if kind == "MultiPolygon" else [member.get("coordinates")]
-        for part in parts:
-            shell, *holes = [_ring(ring) for ring in _list(part)] or [np.empty((0, 2))]
-            if len(shell) < 4 or not _encloses(shell):
-                found.left_out[f"{kind} without area"] += 1
-            else:
-                found.polygons.append(Polygon(shell, tuple(hole for hole in holes if len(hole) >= 4)))
-    except ValueError as error:
-        return _Geometry(fault=f"{kind}: {error}")
-    if not found.polygons and not found.left_out:
-        found.left_out[f"{kind} without area"] += 1
-    return found
-
-
-def _collection(geometries: object) -> _Geometry:
-    """A GeometryCollection; one inside another is read, and no deeper, which RFC 7946 advises against too."""
-    if not isinstance(geometries, list) or not all(isinstance(one, _Geometry) for one in geometries):
-        return _Geometry(fault="a GeometryCollection needs a list of geometries")
-    found = _Geometry(depth=1 + max((one.depth for one in geometries), default=0))
-    for one in geometries:
-        found.polygons += one.polygons
-        found.left_out += one.left_out
-        found.fault = found.fault or one.fault
-    if found.depth > 2:
-        found.fault = found.fault or f"GeometryCollections nested {found.depth} levels deep; 2 are read"
-    if not geometries:
-        found.left_out["GeometryCollection without area"] += 1
-    return found
-
-
-def _ring(points: object, *, close: bool = True) -> Ring:
-    """``(k, 2)`` float64, closed; heights are dropped. `ValueError` for what are no pixel coordinates."""
-    points = _list(points)
-    if not all(isinstance(point, list) and len(point) >= 2 for point in points):
-        raise ValueError("a point needs two numbers, x and y")
-    flat = [number for point in points for number in point[:2]]
-    for kind in set(map(type, flat)) - {int, float}:
-        raise ValueError(f"a coordinate is {'nested too deep' if kind is list else f'a {kind.__name__}'}")
-    try:
-        ring = np.array(flat, np.float64).reshape(-1, 2)
-    except OverflowError as error:
-        raise ValueError("a coordinate is too large for any slide") from error
-    if not np.isfinite(ring).all():
-        raise ValueError("a coordinate is NaN or infinite")
-    if (np.abs(ring) > LARGEST_COORDINATE).any():
-        raise ValueError("a coordinate is too large for any slide")
-    if close and len(ring) and (ring[0] != ring[-1]).any():
-        ring = np.concatenate([ring, ring[:1]])
-    return ring
-
-
-def _encloses(ring: Ring) -> bool:
-    """Whether its points do not all lie on one line. What crosses itself encloses something all the same."""
-    ways = ring - ring[0]
-    first = ways[np.abs(ways).sum(axis=1).argmax()]
-    return bool((np.abs(ways[:, 0] * first[1] - ways[:, 1] * first[0]) > 0).any())
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"its coordinates are nested too little (a list is needed, got {value!r:.40})")
-    return value

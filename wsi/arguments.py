@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsi.annotations import Origin
     from wsi.slide import Slide
     from wsi.tissue import TissueMethod
 
@@ -32,6 +33,24 @@ def add_resolution(parser: ArgumentParser) -> None:
 def add_method(parser: ArgumentParser) -> None:
     """How tissue is found."""
     parser.add_argument("--method", choices=["hls", "otsu"], help="how tissue is found (default hls)")
+
+
+def add_origin(parser: Any) -> None:
+    """From where QuPath's coordinates count; to a parser or a group of options."""
+    parser.add_argument(
+        "--qupath-origin",
+        choices=["bounds", "slide"],
+        default="bounds",
+        help="where QuPath counts from: the corner of the slide's bounds, to which it crops MIRAX and Leica "
+        "(default), or the slide's own, if it was opened with --no-crop; our own files say it themselves",
+    )
+
+
+def counted_from(arguments: Namespace) -> Origin:
+    """What `add_origin` says."""
+    from wsi.annotations import Origin
+
+    return Origin(arguments.qupath_origin)
 
 
 def open_slide(path: Path, arguments: Namespace) -> Slide:

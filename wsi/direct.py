@@ -28,6 +28,7 @@ from wsi.cache import TileCache
 from wsi.errors import SlideError
 from wsi.geometry import Level
 from wsi.jpeg import DamagedStreamError, TileStream, UnusualStreamError
+from wsi.stopwatch import Stopwatch
 from wsi.tiff import Directory, Tiff
 
 CACHE_BYTES = 160 << 20
@@ -81,6 +82,8 @@ class DirectReader:
         The slide file.
     reference
         The backend that opened it.
+    times
+        Told how long reading and decoding take.
 
     Raises
     ------
@@ -88,8 +91,9 @@ class DirectReader:
         The file's directories cannot be read.
     """
 
-    def __init__(self, path: Path, reference: Backend) -> None:
+    def __init__(self, path: Path, reference: Backend, *, times: Stopwatch | None = None) -> None:
         self._path, self._reference = path, reference
+        self._times = times or Stopwatch()
         self._cache = TileCache(CACHE_BYTES)
         # By level, headers that were found good: its tiles share theirs.
         self._heads: dict[int, tuple[bytes, ...]] = {}
@@ -183,14 +187,17 @@ class DirectReader:
     ) -> NDArray[np.uint8]:
         """A whole tile, or why not: `UnusualStreamError`, `DamagedStreamError`, `OSError` of the disk."""
         found = self._levels[level]
-        data = self._compressed(found, row * found.columns + column)
+        with self._times.lap("read"):
+            data = self._compressed(found, row * found.columns + column)
         if found.stream is not None:
             heads = self._heads.get(level, ())
             if not data.startswith(heads):
                 length = found.stream.head(data)
                 self._heads[level] = (data[:length], *heads[:15])
-            return found.stream.decode(data, reduce=reduce, out=out)
-        tile = _decode_jpeg2000(data, found.tile, reduce)
+            with self._times.lap("decode"):
+                return found.stream.decode(data, reduce=reduce, out=out)
+        with self._times.lap("decode"):
+            tile = _decode_jpeg2000(data, found.tile, reduce)
         if out is None:
             return tile
         out[...] = tile
@@ -213,7 +220,8 @@ class DirectReader:
         width, height = min(found.tile[0], size.width - x), min(found.tile[1], size.height - y)
         tile = np.full((found.tile[1], found.tile[0], 3), 255, np.uint8)
         if width > 0 and height > 0:
-            tile[:height, :width] = self._reference.read_level(level, x, y, (width, height))
+            with self._times.lap("read and decode"):
+                tile[:height, :width] = self._reference.read_level(level, x, y, (width, height))
         if reduce == 1:
             return tile
         return np.asarray(

@@ -9,9 +9,8 @@ sought.
 
 from __future__ import annotations
 
-import colorsys
-import hashlib
 import json
+import math
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,20 +20,28 @@ from typing import Any
 import numpy as np
 
 from wsi.annotations import Annotation
+from wsi.classes import Colour, colour_of, held
 from wsi.durable import write_file
 from wsi.errors import UsageError
 from wsi.polygons import Polygon, Ring
 
-Colour = tuple[int, int, int]
-
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:annotation")
 _DECIMALS = 2
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def write_annotations(
-    path: Path, annotations: Sequence[Annotation], *, colours: Mapping[str, Colour] | None = None
+    path: Path,
+    annotations: Sequence[Annotation],
+    *,
+    colours: Mapping[str, Colour] | None = None,
+    slide_id: str | None = None,
+    bounds_origin: tuple[float, float] | None = None,
 ) -> None:
     """Write areas as a FeatureCollection, one feature a line, in the order given.
+
+    Where they are given, the file also holds `slide_id` and `bounds_origin` in members of its own, which
+    QuPath passes over and `wsi.annotations` heeds.
 
     Parameters
     ----------
@@ -43,6 +50,11 @@ def write_annotations(
         all that it holds: the same object has the same id in every file.
     colours
         RGB by name of the classification; any other class has a colour that follows from its name alone.
+    slide_id
+        Whose areas they are.
+    bounds_origin
+        Level-0 (x, y) that is subtracted from every coordinate: where QuPath counts from, see
+        `wsi.annotations.read_annotations`. Ids do not depend on it.
 
     Raises
     ------
@@ -51,37 +63,76 @@ def write_annotations(
     OutputError
         The file cannot be written.
     """
-    features = [_feature(one, number, path, colours or {}) for number, one in enumerate(annotations, 1)]
+    origin = on_grid(bounds_origin or (0, 0))
+    features = [_feature(one, n, path, colours or {}, origin) for n, one in enumerate(annotations, 1)]
     twice = [identity for identity, count in Counter(f["id"] for f in features).items() if count > 1]
     if twice:
         raise UsageError(
             f"two annotations would have the id {twice[0]}", path=path, action="Give each object once"
         )
-    lines = ",\n".join(json.dumps(one, allow_nan=False, separators=(",", ":")) for one in features)
-    write_file(path, f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n'.encode("ascii"))
+    head = head_of(slide_id, None if bounds_origin is None else origin)
+    lines = b",\n".join(map(as_json, features))
+    write_file(path, head + b"\n" + lines + b"\n]}\n")
 
 
-def _feature(one: Annotation, number: int, path: Path, colours: Mapping[str, Colour]) -> dict[str, Any]:
+def head_of(slide_id: str | None, bounds_origin: tuple[float, float] | None) -> bytes:
+    """The beginning of a FeatureCollection, up to its first feature."""
+    head: dict[str, Any] = {"type": "FeatureCollection"}
+    if slide_id is not None:
+        head["slide"] = slide_id
+    if bounds_origin is not None:
+        head["bounds_origin"] = [plain(number) for number in bounds_origin]
+    return as_json(head)[:-1] + b',"features":['
+
+
+def as_json(value: Any) -> bytes:
+    """Strict JSON in ASCII: any name survives, whatever charset the reader's machine prefers."""
+    return _ENCODER.encode(value).encode("ascii")
+
+
+def plain(number: float) -> float:
+    """Whole numbers as int, so that the file says 256 and not 256.0; never -0."""
+    return int(number) if number == int(number) else float(number)
+
+
+def on_grid(origin: tuple[float, float]) -> tuple[float, float]:
+    """An origin on the grid: what is on it before the origin is subtracted then is on it after, too."""
+    return round(float(origin[0]), _DECIMALS), round(float(origin[1]), _DECIMALS)
+
+
+def _feature(
+    one: Annotation, number: int, path: Path, colours: Mapping[str, Colour], origin: tuple[float, float]
+) -> dict[str, Any]:
     try:
-        shapes = [_rings(polygon) for polygon in one.polygons]
+        here = [_rings(polygon) for polygon in one.polygons]
+        there = [_rings(polygon.shifted(-origin[0], -origin[1])) for polygon in one.polygons]
         properties: dict[str, Any] = {"objectType": one.object_type}
         if one.label is not None:
             properties["name"] = one.label
         if one.name is not None:
-            colour = colours.get(one.name) or _colour(one.name)
-            properties["classification"] = {"name": _held(one.name), "color": list(colour)}
+            colour = colours.get(one.name) or colour_of(one.name)
+            properties["classification"] = {"name": held(one.name), "color": list(colour)}
+        identity = _uuid(one.identity, [_geometry(here), properties])
+        if one.locked:
+            properties["isLocked"] = True
+        measured = {name: plain(value) for name, value in one.measurements.items() if math.isfinite(value)}
+        if measured:
+            properties["measurements"] = measured
     except ValueError as error:
         raise UsageError(f"annotation {number}: {error}", path=path, action="Mend or leave it out") from error
-    single = len(shapes) == 1
-    geometry = {
-        "type": "Polygon" if single else "MultiPolygon",
-        "coordinates": shapes[0] if single else shapes,
-    }
     return {
         "type": "Feature",
-        "id": _uuid(one.identity, [geometry, properties]),
-        "geometry": geometry,
+        "id": identity,
+        "geometry": _geometry(there),
         "properties": properties,
+    }
+
+
+def _geometry(shapes: list[Any]) -> dict[str, Any]:
+    single = len(shapes) == 1
+    return {
+        "type": "Polygon" if single else "MultiPolygon",
+        "coordinates": shapes[0] if single else shapes,
     }
 
 
@@ -96,22 +147,7 @@ def _points(ring: Ring) -> list[list[float]]:
     # Not the signed area: a ring in the form of an eight may have none, and encloses something.
     if not (np.abs(x * next_y - next_x * y) > 0).any():
         raise ValueError("a ring has no area on QuPath's grid of 0.01 px")
-    return [[int(v) if v == int(v) else v for v in point] for point in points.tolist()]
-
-
-def _held(name: str) -> str:
-    """The name, if QuPath holds it as it is."""
-    parts = [" ".join(part.split()) for part in name.split(":")]
-    if not all(parts) or ": ".join(parts) != name:
-        raise ValueError(f"QuPath cannot hold a class {name!r}: names are one line, not blank, as 'A: B'")
-    return name
-
-
-def _colour(name: str) -> Colour:
-    """A bright colour whose hue follows from the name."""
-    hue = int.from_bytes(hashlib.sha256(name.encode()).digest()[:2], "big") / 65536
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.85))
-    return red, green, blue
+    return [[plain(number) for number in point] for point in points.tolist()]
 
 
 def _uuid(identity: str | None, content: Any) -> str:

@@ -21,7 +21,9 @@ def rings(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     A list of ``(k, 2)`` float64 pixel corners (x, y): the turning points of closed rings, the last point
     repeating the first. No ring meets itself; two may touch in a corner. The mask lies to the right of the
     way: on screen, outer rings run clockwise and holes the other way, so that the signed areas (shoelace
-    formula) add up to the number of pixels in the mask.
+    formula) add up to the number of pixels in the mask. Pixels that touch by a corner alone do not hang
+    together: each part of the mask that does, edge by edge, has one outer ring, and with its holes that is a
+    valid polygon, whose inside is in one piece.
 
     >>> rings(np.array([[True, True]]))[0].tolist()
     [[0.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 1.0], [0.0, 0.0]]
@@ -31,45 +33,61 @@ def rings(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     for corners in _walk(_border(mask)):
         y, x = np.divmod(np.array(corners), width)
         points = np.stack([x, y], axis=1).astype(np.float64)
-        turns = (2 * points != np.roll(points, 1, axis=0) + np.roll(points, -1, axis=0)).any(axis=1)
-        points = points[turns]
         found.append(np.concatenate([points, points[:1]]))
     return found
 
 
-def _border(mask: NDArray[np.bool_]) -> dict[int, list[int]]:
-    """Every pixel edge of the border, clockwise around the tissue: corner to the corners that follow it.
+_RIGHT, _DOWN, _LEFT, _UP = range(4)
 
-    Corners are numbered row by row. Where two tissue pixels touch by a corner, two edges leave from it.
-    """
-    padded = np.pad(mask, 1)
+_Pieces = list[dict[int, int]]
+"""By direction: where a straight piece of the border starts, and where it ends."""
+
+
+def _border(mask: NDArray[np.bool_]) -> _Pieces:
+    """Every straight piece of the border, clockwise around the mask; corners are numbered row by row."""
     width = mask.shape[1] + 1
-    sides = (  # the neighbour that must not be tissue, and where the edge starts and ends
-        (padded[:-2, 1:-1], 0, 1),
-        (padded[1:-1, 2:], 1, width + 1),
-        (padded[2:, 1:-1], width + 1, width),
-        (padded[1:-1, :-2], width, 0),
-    )
-    following: dict[int, list[int]] = {}
-    for neighbour, start, end in sides:
-        y, x = np.nonzero(mask & ~neighbour)
-        for corner in (y * width + x).tolist():
-            following.setdefault(corner + start, []).append(corner + end)
-    return following
+    lines = np.pad(mask, ((1, 1), (0, 0)))
+    above, below = lines[:-1], lines[1:]
+    columns = np.pad(mask, ((0, 0), (1, 1))).T
+    before, after = columns[:-1], columns[1:]
+    pieces: _Pieces = [{}, {}, {}, {}]
+    for direction, edges, line, step in (
+        (_RIGHT, below & ~above, width, 1),
+        (_LEFT, above & ~below, width, 1),
+        (_DOWN, before & ~after, 1, width),
+        (_UP, after & ~before, 1, width),
+    ):
+        change = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+        numbers, starts = np.nonzero(change == 1)
+        stops = np.nonzero(change == -1)[1]
+        ends = (numbers * line + starts * step).tolist(), (numbers * line + stops * step).tolist()
+        pieces[direction] = dict(zip(*(ends if direction in {_RIGHT, _DOWN} else ends[::-1]), strict=True))
+    return pieces
 
 
-def _walk(following: dict[int, list[int]]) -> Iterator[list[int]]:
-    """Use up the edges, one ring after another; a way that meets itself is cut into rings there."""
-    for start in list(following):
-        path, place = [start], {start: 0}
-        while following[path[-1]]:
-            corner = following[path[-1]].pop()
-            if corner not in place:
+def _walk(pieces: _Pieces) -> Iterator[list[int]]:
+    """Follow the pieces, one ring after another; a way that meets itself is cut into rings there.
+
+    It turns right where it can: where two pixels touch by a corner, that keeps to the pixel it came along.
+    """
+    todo = dict.fromkeys(pieces[_RIGHT])
+    while todo:
+        first = corner = next(iter(todo))
+        direction, path, place = _RIGHT, [first], {first: 0}
+        while True:
+            if direction == _RIGHT:
+                del todo[corner]
+            corner = pieces[direction][corner]
+            right = (direction + 1) % 4
+            direction = right if corner in pieces[right] else (direction - 1) % 4
+            if corner in place:
+                ring = path[place[corner] :]
+                del path[place[corner] + 1 :]
+                for passed in ring[1:]:
+                    del place[passed]
+                yield ring
+                if corner == first and direction == _RIGHT:
+                    break
+            else:
                 place[corner] = len(path)
                 path.append(corner)
-                continue
-            ring = path[place[corner] :]
-            del path[place[corner] + 1 :]
-            for passed in ring[1:]:
-                del place[passed]
-            yield ring

@@ -24,6 +24,7 @@ from wsi.direct import REDUCTIONS, DirectReader
 from wsi.errors import SlideError
 from wsi.geometry import Level, Region
 from wsi.resample import area_resample
+from wsi.stopwatch import Stopwatch
 
 BLOCK_PIXELS = 4096 * 4096
 """Source pixels read at a time: 64 MiB of RGBA, some 200 MiB with its copies, whatever the slide's size."""
@@ -71,11 +72,16 @@ class Reader:
         The reader that opened it.
     is_tiff
         Whether it is a TIFF file, whose tiles may be read directly.
+    times
+        Told how long reading, decoding and resampling take.
     """
 
-    def __init__(self, path: Path, backend: Backend, *, is_tiff: bool) -> None:
+    def __init__(
+        self, path: Path, backend: Backend, *, is_tiff: bool, times: Stopwatch | None = None
+    ) -> None:
         self._path, self._backend = path, backend
         self._is_tiff = is_tiff
+        self._times = times or Stopwatch()
         self._direct: DirectReader | None = None
         self._choices: dict[tuple[tuple[int, int], Pair, bool], _Choice] = {}
         self._lock = Lock()
@@ -124,7 +130,8 @@ class Reader:
         for (x, _), tile in zip(places, out, strict=True):
             # A copy: sums in another shape may differ in the last bit, and a tile by its neighbours.
             alone = np.ascontiguousarray(pixels[:, x - x0 : x - x0 + columns])
-            tile[...] = area_resample(alone, Region(0, 0, width, height), size)
+            with self._times.lap("resample"):
+                tile[...] = area_resample(alone, Region(0, 0, width, height), size)
 
     def _read_into(
         self,
@@ -241,7 +248,7 @@ class Reader:
         if self._direct is None and self._is_tiff:
             with self._lock:
                 if self._direct is None and self._is_tiff:
-                    self._direct = DirectReader(self._path, self._backend)
+                    self._direct = DirectReader(self._path, self._backend, times=self._times)
         return self._direct
 
     # Regions ---------------------------------------------------------------------------------------------
@@ -279,7 +286,8 @@ class Reader:
         pixels, left, top = self._fetch(region, plane, overlap)
         here = plane.size
         window = Region(left, top, region.width / here.downsample_x, region.height / here.downsample_y)
-        return area_resample(pixels, window, size)
+        with self._times.lap("resample"):
+            return area_resample(pixels, window, size)
 
     def _cut_or_finer(
         self, region: Region, size: tuple[int, int], plane: Plane, damage: Damage | None
@@ -324,7 +332,8 @@ class Reader:
         if direct is not None:
             pixels = direct.read(plane.level, *place, size, reduce=plane.reduce, overlap=overlap)
         else:
-            pixels = self._backend.read_level(plane.level, *place, size)
+            with self._times.lap("read and decode"):  # in one call: nobody can tell them apart
+                pixels = self._backend.read_level(plane.level, *place, size)
         if across.before or across.after or down.before or down.after:
             margins = ((down.before, down.after), (across.before, across.after), (0, 0))
             pixels = np.pad(pixels, margins, constant_values=255)

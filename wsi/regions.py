@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi.annotations import Annotation, parse_annotations, read_bounded
+from wsi.annotations import Annotation, Origin, parse_annotations, read_bounded
 from wsi.errors import UsageError
 from wsi.polygons import Mask, Polygon, fill
 from wsi.slide import Slide
@@ -28,7 +28,7 @@ LARGEST_MASK = 200_000_000
 """Pixels of a PNG: a slide of 100,000 px at an eighth has 156 million."""
 LARGEST_MASK_BYTES = 4 * LARGEST_MASK
 """Bytes of its decoded pixels."""
-SUFFIXES = (".geojson", ".geojson.gz", ".json", ".png")
+SUFFIXES = (".geojson", ".geojson.gz", ".zip", ".json", ".png")
 """What a slide's region file may be called: its id and one of these."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -93,6 +93,8 @@ class RegionFiles:
 
     source: Path
     """The file or the folder."""
+    origin: Origin = Origin.BOUNDS
+    """From where the coordinates of GeoJSON count."""
 
     def __post_init__(self) -> None:
         if not self.source.exists():

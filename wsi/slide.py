@@ -20,6 +20,7 @@ from wsi.geometry import Level, Resolution
 from wsi.preflight import FileFacts, check_file
 from wsi.reader import Damage, Reader, find_runs
 from wsi.resolution import find_resolution, objective_power, resolution_of_power
+from wsi.stopwatch import Stopwatch
 
 UPSAMPLING_TOLERANCE = 0.05
 """A slide of 0.502 µm serves a request for 0.5; one of 0.6 µm does not: detail cannot be invented."""
@@ -70,7 +71,9 @@ class Slide:
     def _open(self) -> None:
         facts = check_file(self.path)
         self._backend = _open_backend(self.path, facts)
-        self._reader = Reader(self.path, self._backend, is_tiff=facts.container == "tiff")
+        self.times = Stopwatch()
+        is_tiff = facts.container == "tiff"
+        self._reader = Reader(self.path, self._backend, is_tiff=is_tiff, times=self.times)
         self.resolution: Resolution | None = None
         self.resolution_fault = "the file states no microns per pixel"
         try:

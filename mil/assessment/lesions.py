@@ -63,7 +63,8 @@ def lesion_shares(
         record = store.record
         width, height = record["tile_level0"]
         slide_width, slide_height = record["slide_size"]
-        origin = tuple(record["bounds_origin"])
+        left, top = record["bounds_origin"]
+        origin = lesions.files.origin.of((float(left), float(top)))
         regions = read_regions(path, slide_size=(slide_width, slide_height), bounds_origin=origin)
         scale = max(1.0, min(width, height) / _STEPS_PER_TILE)
         shape = math.ceil(slide_height / scale), math.ceil(slide_width / scale)

@@ -307,7 +307,8 @@ def _lesions(wanted: Wanted, trained: _Trained, slides: Slides | None) -> dict[s
             f"there is no class {name!r} for the lesions",
             action=f"Give one to --lesion-class: {', '.join(trained.model.classes)}",
         )
-    return {"lesions": {"class": name, "files": wanted.lesions.digests(list(slides.bags))}}
+    lesions: dict[str, Any] = {"class": name, "files": wanted.lesions.digests(list(slides.bags))}
+    return {"lesions": lesions | {"origin": wanted.lesions.files.origin.value}}
 
 
 def _publish(

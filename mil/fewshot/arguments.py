@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mil.arguments import settings_of
 from tiling.arguments import given
+from wsi.arguments import add_origin, counted_from
 from wsi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def _add_labelled(parser: ArgumentParser) -> None:
     )
     group.add_argument("--tiles", action="store_true", help="each tile has its slide's label: tasks of tiles")
     _add_rename(group)
+    add_origin(group)
 
 
 def add_training(parser: ArgumentParser) -> None:
@@ -135,6 +137,7 @@ def add_adapting(parser: ArgumentParser) -> None:
         "--every-slide", action="store_true", help="score all slides of OUT, not only those that are marked"
     )
     _add_rename(parser)
+    add_origin(parser)
     parser.add_argument(
         "--name", default="adapted", help="of the new model, OUT/models/NAME (default adapted)"
     )
@@ -206,7 +209,8 @@ def _labelled(arguments: Namespace, *, encoder: str, contexts: tuple[float, ...]
         table = LabelTable(table.path, table.of(Split.TRAIN))
     stores = find_stores(arguments.out, (), encoder=encoder)
     if arguments.annotations:
-        files, rename = RegionFiles(arguments.annotations), renamed(arguments.rename)
+        files = RegionFiles(arguments.annotations, counted_from(arguments))
+        rename = renamed(arguments.rename)
         pool, features = tile_pool(
             stores, files, encoder=encoder, contexts=contexts, table=table, rename=rename
         )
@@ -317,7 +321,7 @@ def marked_slides(arguments: Namespace) -> list[tuple[TileStore, Marks]]:
             raise UsageError(
                 f"a second file of slide {store.slide_id!r}", path=path, action="Give one file a slide"
             )
-        found.append((store, read_marks(path, store, rename=rename)))
+        found.append((store, read_marks(path, store, rename=rename, origin=counted_from(arguments))))
     _require_renamed(rename, arguments.annotations)
     return found
 

@@ -27,6 +27,7 @@ from mil.labels import LabelTable
 from mil.training.sources import Stores, require_slides
 from tiling.marks import Marks, check_names, read_marks, require_classes
 from tiling.store import TileStore
+from wsi.annotations import Origin
 from wsi.errors import UsageError
 from wsi.regions import RegionFiles
 
@@ -96,7 +97,7 @@ def tile_pool(
     if table is not None:
         _warn_of_left_out(annotations, table, stores)
     recipe = common_recipe([slide.store for slide, _ in annotated], key, contexts=contexts)
-    marks = _all_marks(annotated, rename or {})
+    marks = _all_marks(annotated, rename or {}, annotations.origin)
     check_names(marks)
     classes = require_classes(marks)
     parts = []
@@ -254,12 +255,14 @@ def _first(names: Sequence[str]) -> str:
 # Tiles ---------------------------------------------------------------------------------------------------
 
 
-def _all_marks(annotated: Sequence[tuple[_Slide, Path]], rename: Mapping[str, str]) -> list[Marks]:
+def _all_marks(
+    annotated: Sequence[tuple[_Slide, Path]], rename: Mapping[str, str], origin: Origin
+) -> list[Marks]:
     """Of every slide. What is wrong with several files is said at once: nobody mends hundreds one by one."""
     marks, refused = [], []
     for slide, file in annotated:
         try:
-            marks.append(read_marks(file, slide.store, rename=rename))
+            marks.append(read_marks(file, slide.store, rename=rename, origin=origin))
         except UsageError as error:
             refused.append(error)
     if len(refused) == 1:

@@ -23,6 +23,15 @@ def test_a_legend_says_what_a_class_is_scored_by_and_that_attention_is_no_eviden
         assert legend_title(UNCERTAINTY, of_tiles=of_tiles) == "uncertainty: 0 sure, 1 no idea"
 
 
+def test_a_legend_of_ranks_says_so_whatever_the_channel():
+    for channel in ("tumour", UNCERTAINTY):
+        for of_tiles in (False, True):
+            assert (
+                legend_title(channel, of_tiles=of_tiles, ranked=True) == f"{channel}: rank within this slide"
+            )
+    assert legend_title(RANK, ranked=True) == legend_title(RANK)
+
+
 def test_measurements_are_named_for_what_they_are():
     named = TileNumbers(CLASSES, SCORES, ATTENTION, UNSURE, APART).measurements()
     assert not any("prob" in name.casefold() for name in named)
@@ -53,3 +62,11 @@ def test_attention_is_ranked_and_equal_weights_share_a_rank():
     np.testing.assert_allclose(ranks(np.array([0.1, 0.4, 0.2, 0.3], np.float32)), [0, 1, 1 / 3, 2 / 3])
     np.testing.assert_allclose(ranks(np.array([0.5, 0.25, 0.25], np.float32)), [1, 0.25, 0.25])
     np.testing.assert_array_equal(ranks(np.ones(1, np.float32)), [1])
+
+
+def test_what_has_no_number_has_no_rank():
+    numbers = np.array([np.nan, 0.3, np.nan, 0.1, 0.3], np.float32)
+    np.testing.assert_array_equal(ranks(numbers), np.array([np.nan, 0.75, np.nan, 0, 0.75], np.float32))
+    np.testing.assert_array_equal(ranks(numbers[:2]), np.array([np.nan, 1], np.float32))
+    np.testing.assert_array_equal(ranks(numbers[:1]), numbers[:1])
+    assert ranks(ranks(numbers)).tobytes() == ranks(numbers).tobytes()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from heatmaps import draw
 from heatmaps.draw import draw_heatmap
 from heatmaps.overlay import draw_overlay
+from heatmaps.settings import AS_USUAL, DrawSettings, Format, Ngff, Overlap, Scale
 from tiling.commit import Commit
 from tiling.cut import cut_slide
 from tiling.grid import TileSpec
@@ -19,6 +22,7 @@ from tiling.output import Output
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore, make_array
 from tiling.survey import survey_slide
+from wsi.errors import RecipeError
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
 from wsi.tissue import HlsThresholds
@@ -106,3 +110,69 @@ def test_scores_of_before_there_was_an_uncertainty_are_drawn_without(store: Tile
     commit, measured = drawn(store, "old")
     assert commit.record["channels"] == [*CLASSES, "attention rank"]
     assert not {"Uncertainty", "Disagreement"} & set(measured[0])
+
+
+def redrawn(store: TileStore, name: str, settings: DrawSettings) -> Commit:
+    over = TileStore(store.output, store.slide_id, overwrite=True)
+    with store.output.lock():
+        return draw_heatmap(over, name, settings=settings)
+
+
+def test_each_format_gives_its_files_and_all_of_them_are_committed(store: TileStore) -> None:
+    scored(store, "formats")
+    drawn(store, "formats")
+    folder = store.path("heatmaps/formats")
+    for_qupath = {"tiles.geojson", "regions.geojson", "open-in-qupath.groovy"}
+    always = for_qupath | {f"overlay-{name}.png" for name in CHANNELS}
+    of_tiff = {"scores.ome.tif", *(f"heatmap-{name}.ome.tif" for name in CHANNELS)}
+    assert set(store.require("heatmaps/formats").files) == always | of_tiff
+    with tifffile.TiffFile(folder / "scores.ome.tif") as tif:
+        expected = tif.series[0].asarray()
+    commit = redrawn(store, "formats", DrawSettings((Format.PNG,)))
+    assert set(commit.files) == always | {f"heatmap-{name}.png" for name in CHANNELS}
+    picture = cv2.imread(str(folder / "heatmap-tumour.png"))
+    assert picture.shape[1] >= expected.shape[2]
+    for version in Ngff:
+        commit = redrawn(store, "formats", DrawSettings((Format.OME_ZARR,), version))
+        zarr_files = set(commit.files) - always
+        assert zarr_files
+        assert all(file.startswith("scores.ome.zarr/") for file in zarr_files)
+        array = zarr.open_array(folder / "scores.ome.zarr" / "0", mode="r")
+        np.testing.assert_array_equal(array[:], expected)
+    assert store.find("heatmaps/formats") is not None, "no file beside those that were committed"
+
+
+CHANNELS = (*CLASSES, "attention-rank", "uncertainty")
+
+
+def test_other_settings_do_not_mix_unless_they_are_to_replace(store: TileStore) -> None:
+    scored(store, "mixed")
+    first, _ = drawn(store, "mixed")
+    assert first.recipe["settings"] == AS_USUAL.as_json()
+    others = (
+        DrawSettings((Format.OME_TIFF, Format.PNG)),
+        DrawSettings(overlap=Overlap.MAX),
+        DrawSettings(scale=Scale.RANK),
+    )
+    for settings in others:
+        with store.output.lock(), pytest.raises(RecipeError, match="settings"):
+            draw_heatmap(store, "mixed", settings=settings)
+        assert redrawn(store, "mixed", settings).recipe["settings"] == settings.as_json()
+    again = redrawn(store, "mixed", AS_USUAL)
+    assert again.files == first.files, "equal settings give equal bytes"
+
+
+def test_ranks_are_colours_and_never_stored_scores(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    monkeypatch.setattr(
+        draw, "draw_overlay", lambda *a, **k: titles.append(k["title"]) or draw_overlay(*a, **k)
+    )
+    scored(store, "ranked")
+    by_value, _ = drawn(store, "ranked")
+    by_rank = redrawn(store, "ranked", DrawSettings(scale=Scale.RANK))
+    same = {name for name, entry in by_rank.files.items() if by_value.files[name] == entry}
+    assert {"scores.ome.tif", "tiles.geojson"} <= same
+    assert not {"heatmap-tumour.ome.tif", "overlay-tumour.png", "overlay-uncertainty.png"} & same
+    assert titles[len(CHANNELS) :][:2] == [f"{name}: rank within this slide" for name in CLASSES]
+    with tifffile.TiffFile(store.path("heatmaps/ranked") / "heatmap-tumour.ome.tif") as tif:
+        assert "tumour, rank within this slide, 0 to 1, viridis" in tif.ome_metadata

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from heatmaps.colour import colour, colour_table
-from heatmaps.overlay import draw_overlay
+from heatmaps.overlay import draw_overlay, draw_picture
 from heatmaps.raster import paint
 from wsi.errors import OutputError
 from wsi.picture import encode_png
@@ -152,6 +152,23 @@ def test_what_cannot_be_drawn_is_refused(thumbnail, heatmap, change):
     sound = {"thumbnail": thumbnail, "heatmap": heatmap, "channel": "tumour", "thumbnail_scale": SCALE}
     with pytest.raises(ValueError, match=r"."):
         draw_overlay(**(sound | change))
+
+
+def test_the_plain_picture_is_the_heatmap_in_colours_with_the_overlays_legend(thumbnail, heatmap):
+    drawn = draw_picture(heatmap, "tumour", title="what it is")
+    times = -(-800 // max(heatmap.shape))
+    rows, columns = (times * length for length in heatmap.shape)
+    pixels = colour(heatmap.channel("tumour"), vmin=0, vmax=1, gap=(255, 255, 255))
+    assert times > 1
+    for down in range(times):
+        for right in range(times):
+            np.testing.assert_array_equal(drawn[down:rows:times, right:columns:times], pixels)
+    narrow = np.full((9, columns, 3), 255, np.uint8)
+    laid = draw_overlay(narrow, heatmap, "tumour", thumbnail_scale=SCALE, title="what it is")
+    np.testing.assert_array_equal(drawn[rows:], laid[9:])
+    for change in ({"vmin": 1.0, "vmax": 0.0}, {"channel": "stroma"}):
+        with pytest.raises(ValueError, match=r"."):
+            draw_picture(**({"heatmap": heatmap, "channel": "tumour"} | change))
 
 
 def test_png_gives_the_same_pixels_back_and_the_same_bytes_again(thumbnail):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import numpy as np
-import openslide
 import pytest
 import tifffile
-import tiffslide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,71 +47,69 @@ def paint_at(origins, values, channels):
     )
 
 
-def tifffile_levels(path):
-    """Each level as (rows, columns, 3), and the microns per pixel of the base, twice over."""
-    with tifffile.TiffFile(path) as tif:
-        (pixels,) = ET.fromstring(tif.ome_metadata).iterfind(".//ome:Pixels", OME)
-        assert pixels.get("PhysicalSizeXUnit") == pixels.get("PhysicalSizeYUnit") == "µm"
-        counts, per = tif.pages.first.tags["XResolution"].value
-        assert tif.pages.first.tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
-        stated = float(pixels.get("PhysicalSizeX"))
-        assert float(pixels.get("PhysicalSizeY")) == stated
-        assert 1e4 * per / counts == pytest.approx(stated, rel=1e-6)
-        (series,) = tif.series
-        return [level.asarray() for level in series.levels], stated
-
-
-def openslide_levels(path):
-    with openslide.OpenSlide(path) as slide:
-        stated = [float(slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"]
-        assert stated[0] == stated[1]
-        return read_all(slide), stated[0]
-
-
-def tiffslide_levels(path):
-    with tiffslide.TiffSlide(path) as slide:
-        stated = [float(slide.properties[f"tiffslide.mpp-{axis}"]) for axis in "xy"]
-        assert stated[0] == stated[1]
-        return read_all(slide), stated[0]
-
-
-def read_all(slide):
-    return [
-        np.asarray(slide.read_region((0, 0), number, size).convert("RGB"))
-        for number, size in enumerate(slide.level_dimensions)
-    ]
-
-
-READERS = {"tifffile": tifffile_levels, "openslide": openslide_levels, "tiffslide": tiffslide_levels}
-
-
-@pytest.mark.parametrize("reader", sorted(READERS))
-def test_every_reader_sees_the_same_pyramid(tmp_path, heatmap, reader):
+def test_every_reader_sees_the_same_pyramid(tmp_path, heatmap, see):
     path = tmp_path / "s.heatmap.ome.tif"
     write_colours(path, heatmap, "tumour")
-    levels, mpp = READERS[reader](path)
-    rows, columns, _ = heatmap.values.shape
+    seen = see(path)
+    rows, columns = heatmap.shape
     sizes = level_sizes(columns, rows)
     assert len(sizes) >= 2
-    assert [(level.shape[1], level.shape[0]) for level in levels] == sizes
-    assert mpp == pytest.approx(heatmap.mpp, rel=1e-6)
-    for level, size in zip(levels, sizes, strict=True):
+    assert [(level.shape[1], level.shape[0]) for level in seen.levels] == sizes
+    assert seen.mpp == pytest.approx((heatmap.mpp, heatmap.mpp), rel=1e-6)
+    for level, size in zip(seen.levels, sizes, strict=True):
         expected = colour(shrink(heatmap.channel("tumour"), size), vmin=0, vmax=1)
         np.testing.assert_array_equal(level, expected)
 
 
-@pytest.mark.parametrize("reader", sorted(READERS))
-def test_a_tile_lies_where_it_lies_in_every_reader_and_level(tmp_path, marked, reader):
+def test_a_tile_lies_where_it_lies_in_every_reader_and_level(tmp_path, marked, see):
     path = tmp_path / "s.heatmap.ome.tif"
     write_colours(path, marked, "mark")
-    levels, mpp = READERS[reader](path)
-    true = [(start + TILE / 2) * MPP for start in MARK]
-    for level in levels:
-        # As a viewer does it: the downsample is the ratio of sizes.
-        for axis, number, middle in ((1, 0, true[0]), (0, 1, true[1])):
-            there = np.nonzero((level != 255).any(axis=2).any(axis=number))[0]
-            pixel = mpp * levels[0].shape[axis] / level.shape[axis]
+    seen = see(path)
+    assert_in_place([(level != 255).any(axis=2) for level in seen.levels], seen.mpp)
+
+
+def test_every_reader_of_floats_sees_the_same_numbers(tmp_path, heatmap, see_scores):
+    path = tmp_path / "s.scores.ome.tif"
+    write_scores(path, heatmap)
+    seen = see_scores(path)
+    rows, columns = heatmap.shape
+    sizes = level_sizes(columns, rows)
+    assert seen.mpp == pytest.approx((heatmap.mpp, heatmap.mpp), rel=1e-6)
+    assert seen.channels in (None, list(heatmap.channels))
+    assert len(seen.levels) == len(sizes)
+    for level, size in zip(seen.levels, sizes, strict=True):
+        expected = [shrink(heatmap.channel(name), size) for name in heatmap.channels]
+        np.testing.assert_array_equal(level, expected)
+
+
+def test_a_tiles_score_lies_where_it_lies_in_every_reader_of_floats(tmp_path, marked, see_scores):
+    path = tmp_path / "s.scores.ome.tif"
+    write_scores(path, marked)
+    seen = see_scores(path)
+    assert_in_place([~np.isnan(level[0]) for level in seen.levels], seen.mpp)
+
+
+def assert_in_place(found, mpp):
+    """The tile's middle is there to half a pixel, as a viewer has it: downsamples are ratios of sizes."""
+    assert len(found) >= 2
+    for level in found:
+        for axis, along in ((1, 0), (0, 1)):
+            there = np.nonzero(level.any(axis=along))[0]
+            pixel = mpp[along] * found[0].shape[axis] / level.shape[axis]
+            middle = (MARK[along] + TILE / 2) * MPP
             assert abs((there.min() + there.max() + 1) / 2 * pixel - middle) <= 0.5 * pixel
+
+
+def test_what_is_no_tile_is_transparent_and_white_where_nobody_knows_transparency(tmp_path, heatmap):
+    path = tmp_path / "s.ome.tif"
+    write_colours(path, heatmap, "tumour")
+    with tifffile.TiffFile(path) as tif:
+        assert tif.pages.first.extrasamples == (2,)  # not premultiplied
+        for level in tif.series[0].levels:
+            pixels = level.asarray()
+            gap = np.isnan(shrink(heatmap.channel("tumour"), pixels.shape[1::-1]))
+            np.testing.assert_array_equal(pixels[..., 3], np.where(gap, 0, 255))
+            assert (pixels[gap] == (255, 255, 255, 0)).all()
 
 
 def test_scores_are_read_back_as_they_were(tmp_path, heatmap):
@@ -122,7 +118,7 @@ def test_scores_are_read_back_as_they_were(tmp_path, heatmap):
     with tifffile.TiffFile(path) as tif:
         (series,) = tif.series
         assert series.axes == "CYX"
-        np.testing.assert_array_equal(series.asarray(), np.moveaxis(heatmap.values, 2, 0))
+        np.testing.assert_array_equal(series.asarray(), np.moveaxis(np.asarray(heatmap.values), 2, 0))
         root = ET.fromstring(tif.ome_metadata)
         names = [channel.get("Name") for channel in root.iterfind(".//ome:Channel", OME)]
         assert tuple(names) == heatmap.channels
@@ -143,7 +139,7 @@ def test_scores_are_read_back_as_they_were(tmp_path, heatmap):
 def test_one_channel_keeps_its_axis(tmp_path, marked):
     write_scores(tmp_path / "s.ome.tif", marked)
     stored = tifffile.imread(tmp_path / "s.ome.tif").reshape(1, *marked.values.shape[:2])
-    np.testing.assert_array_equal(stored, np.moveaxis(marked.values, 2, 0))
+    np.testing.assert_array_equal(stored, np.moveaxis(np.asarray(marked.values), 2, 0))
 
 
 def test_equal_heatmaps_give_equal_bytes_and_others_do_not(tmp_path, heatmap):
@@ -158,7 +154,9 @@ def test_equal_heatmaps_give_equal_bytes_and_others_do_not(tmp_path, heatmap):
 
 
 def other(heatmap):
-    return Heatmap(heatmap.values / 2, heatmap.channels, heatmap.scale, heatmap.scale_y, heatmap.mpp)
+    return Heatmap(
+        np.asarray(heatmap.values) / 2, heatmap.channels, heatmap.scale, heatmap.scale_y, heatmap.mpp
+    )
 
 
 def test_the_range_is_stated_in_the_file(tmp_path, heatmap):
@@ -169,18 +167,69 @@ def test_the_range_is_stated_in_the_file(tmp_path, heatmap):
         assert image.get("Name") == "tumour, 0.25 to 0.75, viridis"
         written = tif.pages.first.asarray()
     expected = colour(heatmap.channel("tumour"), vmin=0.25, vmax=0.75, gap=(0, 0, 0))
-    np.testing.assert_array_equal(written, expected)
+    np.testing.assert_array_equal(written[..., :3], expected)
+
+
+def test_a_meaning_is_stated_in_the_file(tmp_path, heatmap):
+    write_colours(tmp_path / "s.ome.tif", heatmap, "tumour", meaning="rank within this slide")
+    with tifffile.TiffFile(tmp_path / "s.ome.tif") as tif:
+        (image,) = ET.fromstring(tif.ome_metadata).iterfind("ome:Image", OME)
+    assert image.get("Name") == "tumour, rank within this slide, 0 to 1, viridis"
+
+
+@pytest.mark.parametrize("write", ["scores", "colours"])
+def test_empty_area_costs_nothing_but_its_place_in_the_table(tmp_path, write):
+    def written(size):
+        heatmap = paint(
+            [[0, 0]],
+            [[0.5]],
+            channels=("mark",),
+            tile=(64, 64),
+            stride=(64, 64),
+            slide_size=size,
+            slide_mpp=1,
+        )
+        path = tmp_path / f"{size[0]}.ome.tif"
+        write_scores(path, heatmap) if write == "scores" else write_colours(path, heatmap, "mark")
+        return path
+
+    small, large = written((1024, 1024)), written((8192, 8192))  # 512 and 4096 pixels
+    entries = [(4096 // 256) ** 2 // 4**level for level in range(5)]
+    assert large.stat().st_size < small.stat().st_size + 16 * sum(entries) + 4000
+    with tifffile.TiffFile(large) as tif:
+        base = tif.pages.first
+        pages = [base, *base.pages]
+        places = [set(zip(p.dataoffsets, p.databytecounts, strict=True)) for p in pages]
+        assert 0 not in {count for page in places for _, count in page}
+        shared = set.intersection(*(page for page in places if len(page) > 1))
+        assert len(shared) == 1
+        for page, found in zip(pages, places, strict=True):
+            filled = found - shared
+            assert len(filled) == 1, "the tile that holds a score"
+            assert page.dataoffsets.count(next(iter(filled))[0]) == 1
+        if write == "scores":
+            pixels = base.asarray()
+            assert np.isnan(pixels).sum() == pixels.size - 32 * 32
+
+
+def test_a_heatmap_without_any_tile_is_a_file_too(tmp_path, quick_readers):
+    heatmap = paint_at(np.zeros((0, 2)), np.zeros((0, 1)), ("mark",))
+    write_scores(tmp_path / "s.ome.tif", heatmap)
+    assert np.isnan(tifffile.imread(tmp_path / "s.ome.tif")).all()
+    write_colours(tmp_path / "c.ome.tif", heatmap, "mark")
+    for see in quick_readers:
+        assert all((level == 255).all() for level in see(tmp_path / "c.ome.tif").levels)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (1, 300), (513, 3), (256, 256), (257, 257)])
-def test_odd_shapes_are_pyramids_too(tmp_path, shape):
+def test_odd_shapes_are_pyramids_too(tmp_path, shape, quick_readers):
     values = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(*shape, 1)
     heatmap = Heatmap(values, ("score",), 8.0, 8.0, 2.0)
     path = tmp_path / "s.ome.tif"
     write_colours(path, heatmap, "score")
     sizes = level_sizes(shape[1], shape[0])
-    for reader in READERS.values():
-        levels, _ = reader(path)
+    for see in quick_readers:
+        levels = see(path).levels
         assert [(level.shape[1], level.shape[0]) for level in levels] == sizes
         np.testing.assert_array_equal(levels[0], colour(values[:, :, 0], vmin=0, vmax=1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tracemalloc
 import uuid
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heatmaps.qupath import TileClasses, write_tiles
+from heatmaps.qupath import PACKED_FROM, TileClasses, tiles_name, write_tiles
 from wsi.errors import OutputError
 
 SLIDE = (3000, 2100)
@@ -215,6 +216,50 @@ def test_ids_belong_to_slide_and_tile_alone(tmp_path):
     assert len(set(every)) == len(every)
 
 
+@settings(max_examples=50, deadline=None)
+@given(slide_id=st.text(st.characters(codec=None)), corner=st.tuples(*[st.floats(0, 1500)] * 2))
+def test_ids_are_uuids_of_version_5_as_the_library_makes_them(tmp_path_factory, slide_id, corner):
+    path = tmp_path_factory.mktemp("i") / "t.geojson"
+    (feature,) = accept(written(path, origins=[corner], measurements={}, slide_id=slide_id))
+    box = [float(v) for v in (*corner, *np.minimum(np.array(corner) + 505.637, SLIDE))]
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:tile")
+    assert feature["id"] == str(uuid.uuid5(namespace, json.dumps([slide_id, *box])))
+
+
+def test_a_packed_file_holds_the_same_and_no_clock(tmp_path, monkeypatch):
+    plain = written(tmp_path / "t.geojson")
+    packed = written(tmp_path / "t.geojson.gz")
+    assert gzip.decompress(packed) == plain
+    assert packed[:2] == b"\x1f\x8b"
+    assert packed[3] == 0  # no name, no comment
+    assert packed[4:8] == bytes(4)  # no time
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    assert written(tmp_path / "another.geojson.gz") == packed
+
+
+def test_files_of_many_tiles_are_packed():
+    assert tiles_name(PACKED_FROM - 1) == "tiles.geojson"
+    assert tiles_name(PACKED_FROM) == "tiles.geojson.gz"
+    assert 5_000 <= PACKED_FROM <= 20_000
+
+
+def test_parts_of_a_file_are_alike(tmp_path):
+    """Tiles are written some thousands at a time; what is missing in one part is not missing in another."""
+    cells = np.stack(np.meshgrid(np.arange(100), np.arange(42)), axis=-1).reshape(-1, 2) * 20
+    scores = np.linspace(0, 1, len(cells))
+    scores[::3] = np.nan
+    index = np.arange(len(cells)) % 3 - 1
+    change = {"origins": cells, "tile": (20, 20), "slide_size": (2000, 840)}
+    change |= {"measurements": {"p": scores, "q": -scores}, "classes": TileClasses(("a", "b"), index)}
+    features = accept(written(tmp_path / "t.geojson", **change))
+    assert [feature["geometry"]["coordinates"][0][0] for feature in features] == cells.tolist()
+    for feature, score, place in zip(features, scores, index, strict=True):
+        told = feature["properties"]
+        wanted = {} if np.isnan(score) else {"p": np.float32(score), "q": np.float32(-score)}
+        assert {name: np.float32(value) for name, value in told["measurements"].items()} == wanted
+        assert told.get("classification", {"name": None})["name"] == [None, "a", "b"][place + 1]
+
+
 def test_the_same_tiles_give_the_same_bytes(tmp_path):
     assert written(tmp_path / "a.geojson") == written(tmp_path / "b.geojson")
 
@@ -225,21 +270,21 @@ def test_no_tiles_are_an_empty_collection(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    # Tracing makes it ten times slower, hence no more tiles; 200,000 were tried once: 56 MB of file.
-    cells = np.stack(np.meshgrid(np.arange(150), np.arange(100)), axis=-1).reshape(-1, 2) * 256
+    # Tracing makes it ten times slower, hence no more tiles. See docs/qupath.md for a million.
+    cells = np.stack(np.meshgrid(np.arange(100), np.arange(100)), axis=-1).reshape(-1, 2) * 256
     scores = np.linspace(0, 1, len(cells), dtype=np.float32)
     peaks = []
-    for count in (5000, 15_000):
+    for count in (4000, 10_000):
         change = {"origins": cells[:count], "measurements": {"p": scores[:count]}}
         place = {"tile": (256, 256), "slide_size": (38_400, 25_600)}
         tracemalloc.start()
         try:
-            write_tiles(tmp_path / "t.geojson", **(SOUND | place | change))
+            write_tiles(tmp_path / "t.geojson.gz", **(SOUND | place | change))
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
     # Arrays of numbers grow, at some 90 bytes a tile; a feature kept alive would be over 1500.
-    assert peaks[1] - peaks[0] < 10_000 * 150
+    assert peaks[1] - peaks[0] < 6000 * 150
 
 
 @pytest.mark.parametrize(

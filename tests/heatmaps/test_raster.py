@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heatmaps.raster import Heatmap, paint, pixel_scale
+from heatmaps.raster import Heatmap, paint, paint_columns, pixel_scale
+from heatmaps.settings import Overlap
 
 
 def grid(columns, rows, step):
@@ -18,7 +19,7 @@ def grid(columns, rows, step):
     return np.floor(cells * step + 0.5).astype(np.int32)
 
 
-def paint_square(origins, values, *, tile, stride, slide_size, channels=("score",)):
+def paint_square(origins, values, *, tile, stride, slide_size, channels=("score",), overlap=Overlap.MEAN):
     return paint(
         origins,
         values,
@@ -27,6 +28,7 @@ def paint_square(origins, values, *, tile, stride, slide_size, channels=("score"
         stride=(stride, stride),
         slide_size=slide_size,
         slide_mpp=0.25,
+        overlap=overlap,
     )
 
 
@@ -35,7 +37,7 @@ def covered(start, length, scale, pixels):
     return np.maximum(0, np.minimum(edges + scale, start + length) - np.maximum(edges, start)) / scale
 
 
-def naive(heatmap, origins, values, tile):
+def naive(heatmap, origins, values, tile, overlap=Overlap.MEAN):
     """One whole raster of covered areas per tile, one channel."""
     rows, columns, _ = heatmap.values.shape
     areas = np.array(
@@ -45,6 +47,9 @@ def naive(heatmap, origins, values, tile):
         ]
     )
     quarter = 0.25 * min(1.0, tile / heatmap.scale) ** 2 * (1 - 1e-6)
+    if overlap is Overlap.MAX:
+        best = np.where(areas >= quarter, values[:, None, None], -np.inf).max(axis=0)
+        return np.where(np.isinf(best), np.nan, best)
     with np.errstate(invalid="ignore"):
         mean = np.tensordot(values, areas, axes=1) / areas.sum(axis=0)
     return np.where(areas.max(axis=0) >= quarter, mean, np.nan)
@@ -61,14 +66,48 @@ def scattered_tiles(draw):
     return size, stride, tile, origins, values
 
 
+@pytest.mark.parametrize("overlap", Overlap)
 @settings(max_examples=40, deadline=None)
-@given(scattered_tiles())
-def test_equals_the_naive_painter(case):
+@given(case=scattered_tiles())
+def test_equals_the_naive_painter(overlap, case):
     size, stride, tile, origins, values = case
-    heatmap = paint_square(origins, values[:, None], tile=tile, stride=stride, slide_size=size)
-    np.testing.assert_allclose(
-        heatmap.values[:, :, 0], naive(heatmap, origins, values, tile), rtol=1e-5, atol=1e-6
+    heatmap = paint_square(
+        origins, values[:, None], tile=tile, stride=stride, slide_size=size, overlap=overlap
     )
+    expected = naive(heatmap, origins, values, tile, overlap)
+    np.testing.assert_allclose(heatmap.values[:, :, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", Overlap)
+@settings(max_examples=30, deadline=None)
+@given(case=scattered_tiles(), seed=st.integers(0, 99))
+def test_the_order_of_the_tiles_changes_no_bit(overlap, case, seed):
+    size, stride, tile, origins, values = case
+    order = np.random.default_rng(seed).permutation(len(origins))
+    one, other = (
+        paint_square(
+            origins[rows], values[rows, None], tile=tile, stride=stride, slide_size=size, overlap=overlap
+        ).channel("score")
+        for rows in (np.arange(len(origins)), order)
+    )
+    assert one.tobytes() == other.tobytes()
+
+
+def test_the_maximum_is_one_of_the_scores_and_never_below_the_mean():
+    rng = np.random.default_rng(4)
+    origins = grid(40, 30, 64)[rng.random(1200) < 0.6]
+    values = rng.normal(size=(len(origins), 1)).astype(np.float32)
+    mean, highest = (
+        paint_square(origins, values, tile=128, stride=64, slide_size=(2800, 2200), overlap=overlap).channel(
+            "score"
+        )
+        for overlap in Overlap
+    )
+    np.testing.assert_array_equal(np.isnan(mean), np.isnan(highest))
+    known = ~np.isnan(mean)
+    assert np.isin(highest[known], values).all()
+    assert (highest[known] >= mean[known] - 1e-6).all()
+    assert (highest[known] > mean[known] + 1e-3).mean() > 0.5
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,7 +115,7 @@ def test_equals_the_naive_painter(case):
 def test_a_constant_stays_that_constant(case, constant):
     size, stride, tile, origins, _ = case
     values = np.full((len(origins), 1), constant)
-    painted = paint_square(origins, values, tile=tile, stride=stride, slide_size=size).values
+    painted = np.asarray(paint_square(origins, values, tile=tile, stride=stride, slide_size=size).values)
     np.testing.assert_allclose(painted[~np.isnan(painted)], constant, rtol=1e-6)
     assert not np.isnan(painted).all()
 
@@ -130,7 +169,9 @@ def test_overlaps_average():
 
 
 def test_gaps_are_nan_and_never_zero():
-    painted = paint_square([[512, 256]], [[0.0]], tile=256, stride=256, slide_size=(2048, 1024)).values
+    painted = np.asarray(
+        paint_square([[512, 256]], [[0.0]], tile=256, stride=256, slide_size=(2048, 1024)).values
+    )
     inside = np.zeros(painted.shape, bool)
     inside[32:64, 64:96] = True
     assert (painted[inside] == 0).all()
@@ -198,6 +239,51 @@ def test_a_tile_without_a_value_does_not_hide_its_neighbours():
         [[0, 0], [128, 0]], [[1.0], [np.nan]], tile=256, stride=128, slide_size=(384, 256)
     ).values[0, :, 0]
     np.testing.assert_array_equal(painted, np.array([1, 1, np.nan], np.float32).repeat(32))
+
+
+def test_a_channel_is_painted_when_it_is_asked_for_and_not_kept():
+    origins = grid(60, 60, 256)
+    values = np.random.default_rng(3).random((len(origins), 20), np.float32)
+    names = tuple(f"class {number}" for number in range(20))
+    tracemalloc.start()
+    try:
+        heatmap = paint_square(
+            origins, values, tile=256, stride=256, slide_size=(15_360, 15_360), channels=names
+        )
+        planes = [heatmap.channel(name)[5, 5] for name in names]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(planes, values[0])
+    assert heatmap.shape == (1920, 1920)
+    assert peak < 3 * heatmap.channel(names[0]).nbytes
+
+
+def test_a_painted_heatmap_reads_like_an_array():
+    origins, values = grid(3, 2, 256), np.arange(12.0).reshape(6, 2)
+    heatmap = paint_square(
+        origins, values, tile=256, stride=256, slide_size=(768, 512), channels=("one", "two")
+    )
+    dense = np.asarray(heatmap.values)
+    assert dense.shape == heatmap.values.shape == (64, 96, 2)
+    assert dense.dtype == heatmap.values.dtype == np.float32
+    for index, name in enumerate(heatmap.channels):
+        np.testing.assert_array_equal(dense[:, :, index], heatmap.channel(name))
+        np.testing.assert_array_equal(heatmap.values[:, :, index], heatmap.channel(name))
+        one = heatmap.only(name)
+        assert (one.channels, one.scale, one.scale_y, one.mpp) == ((name,), 8.0, 8.0, heatmap.mpp)
+        np.testing.assert_array_equal(one.channel(name), heatmap.channel(name))
+    with pytest.raises(ValueError, match="cannot be had without a copy"):
+        np.array(heatmap.values, copy=False)
+
+
+def test_columns_by_name_are_painted_as_the_table_of_them_is():
+    origins, values = grid(5, 4, 200), np.random.default_rng(6).random((20, 2)).astype(np.float32)
+    frame = {"tile": (256, 256), "stride": (200, 200), "slide_size": (1100, 900), "slide_mpp": 0.5}
+    table = paint(origins, values, channels=("a", "b"), **frame)
+    columns = paint_columns(origins, {"a": values[:, 0], "b": values[:, 1]}, **frame)
+    assert columns.channels == table.channels
+    np.testing.assert_array_equal(np.asarray(columns.values), np.asarray(table.values))
 
 
 def test_bands_do_not_show():

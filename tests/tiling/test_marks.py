@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import itertools
@@ -17,7 +18,11 @@ from tiling.class_names import CHANNELS, fault_of, look_alikes
 from tiling.marks import Marks, check_names, read_marks, require_classes
 from tiling.output import Output
 from tiling.store import TileStore, make_array
+from wsi.annotations import Annotation, Origin
 from wsi.errors import UsageError
+from wsi.found import as_found
+from wsi.geojson import write_annotations
+from wsi.polygons import Polygon
 
 SIDE = 64
 COLUMNS, ROWS = 12, 8
@@ -248,6 +253,36 @@ def test_an_annotation_that_reaches_off_the_slide_is_none_that_lies_off_it(
     tmp_path: Path, store: TileStore
 ) -> None:
     assert len(read_marks(written(tmp_path, feature("Tumor", box(-500, -500, 64, 64))), store).rows) == 1
+
+
+def test_of_an_image_that_is_not_cropped_coordinates_count_from_the_slide(tmp_path: Path) -> None:
+    store = make_store(tmp_path, bounds=(128, 64))
+    path = written(tmp_path, feature("Tumor", tile(2, 1)))
+    assert read_marks(path, store, origin=Origin.SLIDE).rows.tolist() == [row_of(2, 1)]
+    assert read_marks(path, store).rows.tolist() == [row_of(4, 2)]
+
+
+def test_regions_of_a_heatmap_count_once_somebody_has_changed_them(
+    store: TileStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    area = Polygon(np.array(tile(0, 0, 2, 2)[0], np.float64))
+    found = [as_found(Annotation((area,), "Tumor", label="Tumor 1"))]
+    moved = as_found(Annotation((area.shifted(4 * SIDE, 0),), "Tumor", label="Tumor 2"))
+    corrected = dataclasses.replace(moved, name="Stroma")
+    drawn = Annotation((area.shifted(0, 4 * SIDE),), "Tumor")
+    path = tmp_path / "s1.geojson"
+    write_annotations(path, [*found, corrected, drawn])
+    with caplog.at_level(logging.WARNING):
+        marks = read_marks(path, store)
+    assert "1 of a heatmap, as it was drawn" in caplog.text
+    assert marks.classes == ("Stroma", "Tumor")
+    of_class = {name: marks.rows[marks.labels == i].tolist() for i, name in enumerate(marks.classes)}
+    assert of_class == {
+        "Stroma": [row_of(x, y) for y in (0, 1) for x in (4, 5)],
+        "Tumor": [row_of(x, y) for y in (4, 5) for x in (0, 1)],
+    }
+    write_annotations(path, found)
+    refused(path, store, "no annotation with a class.*1 of a heatmap")
 
 
 def test_messages_say_how_qupath_counts_where_there_are_bounds(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
 import os
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+import shapely
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatmaps.qupath import TileClasses, write_tiles
@@ -78,6 +81,10 @@ def shells(found):
     return [part.shell.tolist() for annotation in found for part in annotation.polygons]
 
 
+def distance(ring, other):
+    return shapely.LinearRing(ring).hausdorff_distance(shapely.LinearRing(other))
+
+
 def refused(content):
     with pytest.raises(UsageError) as caught:
         parse(content)
@@ -93,20 +100,55 @@ def test_an_export_of_qupath_comes_back_whole(tmp_path, caplog):
     assert [one.object_type for one in found] == ["annotation"] * 3 + ["cell"]
     assert [one.label for one in found] == ["the large one", None, None, None]
     assert [one.identity[-2:] for one in found] == ["01", "02", "03", "04"]
-    assert shells(found) == [SQUARE, SQUARE, AWAY, ELLIPSE.tolist(), AWAY]
+    square, first, second, ellipse, cell = shells(found)
+    assert [square, first, second, cell] == [SQUARE, SQUARE, AWAY, AWAY]
+    assert found[2].polygons[0].extent == (420, 370, 580, 430)
+    assert distance(ellipse, ELLIPSE) < 0.1  # the chords of 96 points, against the curve
+    assert [one.locked for one in found] == [True, False, False, False]
+    assert found[1].measurements["Area px^2"] == 600
+    assert np.isnan(found[1].measurements["Odd"])
     assert [ring.tolist() for ring in found[0].polygons[0].holes] == [HOLE]
     assert found[0].polygons[0].shell.dtype == np.float64
     assert [record.name for record in caplog.records] == ["wsi.annotations"]
     assert caplog.messages[0].endswith("left out, having no area: 1 MultiPoint")
 
 
-@pytest.mark.parametrize("tail", [".geojson", ".geojson.gz", ".json"])
+def zipped(*files):
+    """An archive of (name, bytes), as QuPath makes one of a single file."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files:
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("tail", [".geojson", ".geojson.gz", ".json", ".zip"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_however_the_file_is_wrapped_it_reads_the_same(tmp_path, tail, mark):
     data = mark + FILLED.encode()
+    if tail == ".zip":
+        data = zipped(("__MACOSX/._a.geojson", b"\x00"), ("folder/", b""), ("folder/a.geojson", data))
     path = tmp_path / f"a{tail}"
     path.write_bytes(gzip.compress(data, mtime=0) if tail.endswith("gz") else data)
     assert shells(read_annotations(path)) == shells(parse(FILLED.encode()))
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(*[st.floats(0, 1e5)] * 2),
+    st.tuples(*[st.floats(1, 1e4)] * 2),
+)
+def test_an_ellipse_is_the_one_in_the_box_of_what_is_written(corner, size):
+    (left, top), (width, height) = corner, size
+    middle = left + width / 2, top + height / 2
+    few = [[left, middle[1]], [middle[0], top], [left + width, middle[1]], [middle[0], top + height]]
+    (found,) = parse(feature({**polygon(few), "isEllipse": True}))
+    (area,) = found.polygons
+    np.testing.assert_allclose(area.extent, (left, top, left + width, top + height), rtol=1e-12, atol=1e-6)
+    whole = shapely.Polygon(area.shell)
+    assert whole.is_valid
+    assert whole.area == pytest.approx(np.pi * width * height / 4, rel=5e-5)
+    assert parse(feature(polygon(few)))[0].polygons[0].shell.tolist()[:4] == few  # and only where it says so
 
 
 @pytest.mark.parametrize(
@@ -139,6 +181,14 @@ def test_every_layout_gives_the_same_area(top, caplog):
         ({"name": "Tumor", "colorRGB": -3670016}, "Tumor"),
         ({"names": ["A", "B", "C"], "color": [1, 2, 3]}, "A: B: C"),
         ({"name": "A: B"}, "A: B"),
+        ({"name": "A:B"}, "A: B"),
+        ({"names": ["A", "B"], "color": [1, 2, 3, 99]}, "A: B"),
+        (  # before 0.4: the class that another derives from lies in it
+            {"name": "Positive", "colorRGB": -1, "parentClass": {"name": "Tumor", "colorRGB": -2}},
+            "Tumor: Positive",
+        ),
+        ({"parentClass": {"parentClass": {"name": "A"}, "name": "B"}, "name": "C"}, "A: B: C"),
+        ({"colorRGB": -1}, None),
         ("Tumor", "Tumor"),
         (["A", "B"], "A: B"),
         (None, None),
@@ -161,6 +211,9 @@ def test_a_classification_in_each_form(written, name):
         ({"id": 7, "properties": {"object_type": "tile"}}, "tile", "7"),
         ({"id": "PathTileObject", "properties": {"objectType": "detection"}}, "detection", None),
         ({"properties": {"type": "annotation"}}, "annotation", None),
+        ({"properties": {"objectType": "PathTileObject"}}, "tile", None),
+        ({"id": "PathAnnotationObject", "properties": None}, "annotation", None),
+        ({"id": "some-id"}, "annotation", "some-id"),
     ],
 )
 def test_the_object_type_as_each_version_writes_it(member, kind, identity):
@@ -168,9 +221,10 @@ def test_the_object_type_as_each_version_writes_it(member, kind, identity):
     assert (found.object_type, found.identity) == (kind, identity)
 
 
-def test_children_follow_their_parent():
+@pytest.mark.parametrize("key", ["childObjects", "children"])
+def test_children_follow_their_parent(key):
     child = feature(polygon(AWAY), classification="inner")
-    parent = feature(polygon(SQUARE), classification="outer", childObjects=[child])
+    parent = feature(polygon(SQUARE), classification="outer", **{key: [child]})
     assert [one.name for one in parse([parent, feature(polygon(AWAY))])] == ["outer", "inner", None]
 
 
@@ -207,6 +261,34 @@ def test_our_own_tiles_come_back_where_they_were(tmp_path, bounds):
     assert {one.object_type for one in found} == {"tile"}
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"p": 0.5, "n": "NaN", "big": "Infinity", "no": None, "text": "abc", "yes": True, "whole": 3},
+        [
+            {"name": "p", "value": 0.5},
+            {"name": "n", "value": "NaN"},
+            {"name": "big", "value": "Infinity"},
+            {"name": "text", "value": "abc"},
+            {"name": "whole", "value": 3},
+            {"name": 4, "value": 3},
+            "no pair",
+        ],
+    ],
+)
+def test_measurements_are_numbers_and_text_that_stands_for_them(written):
+    (found,) = parse(feature(polygon(SQUARE), measurements=written))
+    assert found.measurements.keys() == {"p", "n", "big", "whole"}
+    assert (found.measurements["p"], found.measurements["whole"]) == (0.5, 3)
+    assert np.isnan(found.measurements["n"])
+    assert found.measurements["big"] == np.inf
+
+
+@pytest.mark.parametrize("written", [None, 3, "p", [], {}])
+def test_measurements_in_no_known_form_are_none(written):
+    assert parse(feature(polygon(SQUARE), measurements=written))[0].measurements == {}
+
+
 def test_what_has_no_area_is_left_out_and_counted(caplog):
     point = {"type": "Point", "coordinates": [1, 2]}
     line = {"type": "LineString", "coordinates": [[1, 2], [3, 4]]}
@@ -231,7 +313,10 @@ def test_what_has_no_area_is_left_out_and_counted(caplog):
         (FILLED.encode()[:300], "is not JSON, or cut off"),
         ("Größe".encode("latin-1"), "is not UTF-8"),
         (FILLED.encode("utf-16"), "is not UTF-8"),
-        (b"PK\x03\x04", "is a zip archive"),
+        (b"PK\x03\x04", "is a damaged, cut or locked zip archive"),
+        (zipped(("a.geojson", FILLED.encode()))[:-30], "is a damaged, cut or locked zip archive"),
+        (zipped(("a.txt", b"x")), "a zip archive with no file of GeoJSON"),
+        (zipped(("a.geojson", b"[]"), ("b.json", b"[]")), "a zip archive with 2 files of GeoJSON"),
         (gzip.compress(FILLED.encode(), mtime=0)[:-20], "is a damaged or cut gzip"),
         (gzip.compress(FILLED.encode(), mtime=0)[:40], "is a damaged or cut gzip"),
         (b"\x1f\x8b" + bytes(30), "is a damaged or cut gzip"),
@@ -303,7 +388,9 @@ def test_files_too_large_are_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(annotations, "LARGEST_FILE", 1 << 20)
     packed = tmp_path / "packed.geojson.gz"
     packed.write_bytes(gzip.compress(bytes(1 << 25)))
-    for path in (huge, packed):
+    archive = tmp_path / "archive.zip"
+    archive.write_bytes(zipped(("a.geojson", bytes(1 << 25))))
+    for path in (huge, packed, archive):
         tracemalloc.start()
         try:
             with pytest.raises(UsageError, match="larger than 1 MiB") as caught:

@@ -29,6 +29,8 @@ HOLED = Annotation(
     "Tumor: Positive",
     label="the one on the left: ä, µ",
     identity=str(uuid.UUID(int=2)),
+    locked=True,
+    measurements={"Area µm^2": 12.5, "count": 3},
 )
 UNNAMED = Annotation(
     (Polygon(square(0, 0, 1)),), None, object_type="detection", identity=str(uuid.UUID(int=3))
@@ -39,7 +41,7 @@ def same(one: Annotation, other: Annotation) -> bool:
     def rings(annotation: Annotation) -> list[list[Ring]]:
         return [[polygon.shell, *polygon.holes] for polygon in annotation.polygons]
 
-    told = ("name", "object_type", "label", "identity")
+    told = ("name", "object_type", "label", "identity", "locked", "measurements")
     return all(getattr(one, key) == getattr(other, key) for key in told) and all(
         np.array_equal(a, b)
         for ours, theirs in zip(rings(one), rings(other), strict=True)
@@ -66,6 +68,8 @@ def test_a_feature_has_all_that_qupath_demands(tmp_path: Path) -> None:
         "objectType": "annotation",
         "name": HOLED.label,
         "classification": {"name": "Tumor: Positive", "color": [200, 0, 0]},
+        "isLocked": True,
+        "measurements": {"Area µm^2": 12.5, "count": 3},
     }
     assert holed["geometry"]["type"] == "MultiPolygon"
     assert unnamed["properties"] == {"objectType": "detection"}
@@ -80,6 +84,33 @@ def test_coordinates_are_rounded_to_a_hundredth_of_a_pixel(tmp_path: Path) -> No
     assert shell[0] == [0.33, 0]
     assert shell[0] == shell[-1]
     assert "-0," not in path.read_text()
+
+
+@pytest.mark.parametrize("bounds", [(0, 0), (120, 40.5), (1 / 3, 0.001)])
+def test_a_file_says_from_where_it_counts_and_ids_do_not_move(
+    tmp_path: Path, bounds: tuple[float, float]
+) -> None:
+    unnumbered = Annotation(PLAIN.polygons, "stroma")
+    write_annotations(tmp_path / "a.geojson", [unnumbered, HOLED], slide_id="S", bounds_origin=bounds)
+    write_annotations(tmp_path / "b.geojson", [unnumbered, HOLED])
+    content = json.loads((tmp_path / "a.geojson").read_text())
+    assert content["slide"] == "S"
+    np.testing.assert_allclose(content["bounds_origin"], bounds, atol=0.005)
+    first = content["features"][0]["geometry"]["coordinates"][0][0]
+    np.testing.assert_allclose(first, PLAIN.polygons[0].shell[0] - bounds, atol=0.01)
+    for told in ((0.0, 0.0), (99.0, 99.0)):
+        found = read_annotations(tmp_path / "a.geojson", bounds_origin=told)
+        plain = read_annotations(tmp_path / "b.geojson")
+        assert [one.identity for one in found] == [one.identity for one in plain]
+        for one, other in zip(found, plain, strict=True):
+            for area, as_it_was in zip(one.polygons, other.polygons, strict=True):
+                np.testing.assert_allclose(area.shell, as_it_was.shell, atol=1e-9)
+
+
+def test_measurements_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    measured = {"p": 0.5, "n": float("nan"), "i": float("inf")}
+    write_annotations(tmp_path / "a.geojson", [Annotation(PLAIN.polygons, None, measurements=measured)])
+    assert read_annotations(tmp_path / "a.geojson")[0].measurements == {"p": 0.5}
 
 
 def test_ids_follow_from_what_an_object_holds(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import cv2
 import numpy as np
-from hypothesis import given
+import shapely
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -59,3 +61,18 @@ def test_pixels_that_touch_by_a_corner_do_not_make_a_ring_that_meets_itself() ->
     found = rings(checkers)
     assert sum(signed_area(ring) for ring in found) == 18
     assert all(len(np.unique(ring[:-1], axis=0)) == len(ring) - 1 for ring in found)
+
+
+@settings(deadline=None)
+@given(MASKS)
+def test_each_part_has_one_outer_ring_and_is_a_valid_polygon_in_one_piece(mask: np.ndarray) -> None:
+    count, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    for part in range(1, count):
+        found = rings(parts == part)
+        (shell,) = [ring for ring in found if signed_area(ring) > 0]
+        polygon = shapely.Polygon(shell, [ring for ring in found if signed_area(ring) < 0])
+        assert polygon.is_valid
+        assert polygon.area == (parts == part).sum()
+    of_all = sorted(map(signed_area, rings(mask)))
+    of_each = [signed_area(ring) for part in range(1, count) for ring in rings(parts == part)]
+    assert of_all == sorted(of_each)

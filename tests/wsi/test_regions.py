@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from wsi import regions
-from wsi.annotations import Annotation
+from wsi.annotations import Annotation, Origin
 from wsi.errors import ResolutionError, UsageError
 from wsi.polygons import Polygon
 from wsi.regions import MaskImage, RegionFiles, Regions, read_mask, read_regions, regions_mask, restrict
@@ -356,3 +356,9 @@ def test_a_file_is_for_one_slide(tmp_path):
 def test_values_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         drawn((0, 0, 1, 1)).sha256 = ""
+
+
+def test_where_files_count_from_is_said_once_for_all_of_them(tmp_path):
+    assert RegionFiles(tmp_path).origin is Origin.BOUNDS
+    assert Origin.BOUNDS.of((120, 40)) == (120, 40)
+    assert Origin.SLIDE.of((120, 40)) == (0, 0)

@@ -1,0 +1,80 @@
+"""Options of ``microtome view``, beside what they set."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsi.arguments import add_resolution
+
+if TYPE_CHECKING:
+    from heatmaps.viewer.catalogue import Catalogue
+
+
+def add_viewing(parser: ArgumentParser) -> None:
+    """What to look at, and how."""
+    what = "the folder that was given to -o; or slide files, or folders of them, without results"
+    parser.add_argument("shown", metavar="OUT|SLIDE", type=Path, nargs="+", help=what)
+    add_resolution(parser)
+    parser.add_argument(
+        "--slides",
+        metavar="PATH",
+        type=Path,
+        nargs="+",
+        help="where the slides of OUT are, files or folders (default: where its runs read them)",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="PATH",
+        type=Path,
+        help="GeoJSON to draw over the slide, or a folder of <slide id>.geojson",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, help="with SLIDE: folder for marks (default: none can be made)"
+    )
+    parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: one that is free)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+
+
+def catalogue(arguments: Namespace) -> Catalogue:
+    """The slides that `add_viewing` names.
+
+    Raises
+    ------
+    UsageError
+        Both results and slides are named, or options that do not fit them.
+    """
+    from heatmaps.viewer.catalogue import open_output, open_slides
+    from tiling.output import name_slides
+    from wsi.errors import UsageError
+    from wsi.find import find_slides
+    from wsi.regions import RegionFiles
+
+    regions = RegionFiles(arguments.annotations) if arguments.annotations else None
+    outputs = [path for path in arguments.shown if is_output(path)]
+    if not outputs:
+        if arguments.slides:
+            raise UsageError("--slides says where those of OUT are", action="Name the slides alone")
+        files = name_slides(find_slides(arguments.shown))
+        return open_slides(
+            files,
+            marks=arguments.out,
+            mpp=arguments.mpp_override,
+            trust_objective=arguments.trust_objective,
+            annotations=regions,
+        )
+    if len(arguments.shown) > 1:
+        raise UsageError("results are looked at alone", path=outputs[0], action="Give one OUT, or slides")
+    if arguments.out or arguments.mpp_override or arguments.trust_objective:
+        raise UsageError(
+            "-o, --mpp-override and --trust-objective are for slides without results",
+            action="Leave them out: marks go to OUT/feedback, and slides are opened as they were cut",
+        )
+    known = name_slides(find_slides(arguments.slides)) if arguments.slides else {}
+    return open_output(outputs[0], files=known, annotations=regions)
+
+
+def is_output(path: Path) -> bool:
+    """Whether a path is a folder of results rather than one of slides."""
+    return path.is_dir() and (path / "slides").is_dir()

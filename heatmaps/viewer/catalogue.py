@@ -1,0 +1,253 @@
+"""`Catalogue`: the slides that can be looked at, and what is known of each from its commits.
+
+The page names slides by their number in this table, and layers by theirs: no text from an address ever
+becomes a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tiling.commit import Commit, load_commit
+from tiling.output import Output
+from tiling.store import TileStore, judges_tiles
+from wsi.errors import MicrotomeError, UsageError
+from wsi.regions import RegionFiles
+from wsi.slide import Slide
+
+_MOST_LOGS = 500
+"""Of the logs of runs so many are read, the newest first, to learn where slides are and which failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a model says of a slide, as its scores' commit has it."""
+
+    model: str
+    """Its name."""
+    result: str
+    """The likeliest class; of a model that judges tiles, the class of most of them."""
+    score: float
+    """That class's probability, or its share of the tiles."""
+    of_tiles: bool
+    """Whether the model judges tiles, and `score` is a share."""
+    calibrated: bool
+    """Whether 0.8 is right in 8 of 10 cases, as far as the model's folds can tell."""
+    numbers: Mapping[str, float]
+    """Probabilities or shares by class."""
+    confidence: float | None = None
+    """The gate's; None of an uncalibrated model."""
+    decision: str | None = None
+    """The gate's: "confirmed" or "review required"."""
+    reasons: tuple[str, ...] = ()
+    """Why it has to be reviewed."""
+    trained_on: bool = False
+    """Whether the model learned from this slide: then this is no test of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One slide of the table."""
+
+    slide_id: str
+    status: str
+    """What is there of it: "scored", "tiled", "tissue only", "no tissue", "failed", "damaged", or "slide" for
+    one without results."""
+    reason: str = ""
+    """Why it failed, or what is damaged."""
+    tissue_mm2: float | None = None
+    tiles: int | None = None
+    opinions: tuple[Opinion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How slide files without results are opened."""
+
+    mpp: float | None = None
+    """Microns per pixel, whatever the file says."""
+    trust_objective: bool = False
+    """See `wsi.slide.Slide`."""
+
+
+@dataclass(eq=False)
+class Catalogue:
+    """The slides of an output folder, or files without results.
+
+    Made by `open_output` and `open_slides`.
+    """
+
+    output: Output | None
+    """None for slides without results."""
+    files: Mapping[str, Path]
+    """Where a user says that slides are, by id."""
+    marks: Path | None
+    """The folder for marks; None where none can be made."""
+    opening: Opening = Opening()
+    """For slides without results."""
+    annotations: RegionFiles | None = None
+    """What is drawn over the slides."""
+    logged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the newest run said of each slide: its path, status and reason."""
+    _ids: list[str] = field(default_factory=list)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def refresh(self) -> tuple[Entry, ...]:
+        """All slides as they are now. A slide keeps its number; new ones come last."""
+        with self._lock:
+            if self.output is None:
+                known = list(self.files)
+            else:
+                self.logged = _read_logs(self.output)
+                with_items = set(self.output.slide_ids())
+                failed = {i for i, said in self.logged.items() if said["status"] in {"failed", "no tissue"}}
+                known = sorted(with_items | failed)
+            self._ids += [slide_id for slide_id in known if slide_id not in set(self._ids)]
+            ids = tuple(self._ids)
+        return tuple(self.entry(number) for number in range(len(ids)))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def slide_id(self, number: int) -> str:
+        """Of a number of the table; `UsageError` where there is none such."""
+        if not 0 <= number < len(self._ids):
+            raise UsageError(f"there is no slide {number}")
+        return self._ids[number]
+
+    def store(self, number: int) -> TileStore | None:
+        """The slide's results; None for slides without."""
+        slide_id = self.slide_id(number)
+        return None if self.output is None else TileStore(self.output, slide_id)
+
+    def file(self, number: int) -> Path | None:
+        """Where the slide itself is, as far as is known; it need not be there, nor be the same."""
+        slide_id = self.slide_id(number)
+        if slide_id in self.files:
+            return self.files[slide_id]
+        path = self.logged.get(slide_id, {}).get("path")
+        return Path(path) if path else None
+
+    def entry(self, number: int) -> Entry:
+        """What is known of a slide now."""
+        store, slide_id = self.store(number), self.slide_id(number)
+        if store is None:
+            return Entry(slide_id, "slide")
+        return _entry(store, self.logged.get(slide_id, {}))
+
+
+def open_output(root: Path, *, files: Mapping[str, Path], annotations: RegionFiles | None) -> Catalogue:
+    """The slides of a folder of results.
+
+    Raises
+    ------
+    UsageError
+        It holds none.
+    """
+    catalogue = Catalogue(Output(root), files, root / "feedback", annotations=annotations)
+    if not catalogue.refresh():
+        raise UsageError("holds no results", path=root, action="Give the folder that was given to -o")
+    return catalogue
+
+
+def open_slides(
+    files: Mapping[str, Path],
+    *,
+    marks: Path | None,
+    mpp: float | None,
+    trust_objective: bool,
+    annotations: RegionFiles | None,
+) -> Catalogue:
+    """Slide files without results; `marks` is the folder for marks that are made on them, if any.
+
+    Raises
+    ------
+    SlideError
+        One of them is no slide that could be opened: said before any page is.
+    """
+    for path in files.values():
+        Slide(path, mpp=mpp, trust_objective=trust_objective).close()
+    folder = marks / "feedback" if marks else None
+    catalogue = Catalogue(None, files, folder, Opening(mpp, trust_objective), annotations)
+    catalogue.refresh()
+    return catalogue
+
+
+# What the commits say ------------------------------------------------------------------------------------
+
+
+def _entry(store: TileStore, logged: Mapping[str, Any]) -> Entry:
+    """One line of the table, by the commits alone: whether every file is there is seen on opening it."""
+    found = Entry(store.slide_id, "")
+    try:
+        if tissue := _commit(store, "tissue"):
+            area = float(tissue.record["tissue_mm2"])
+            found = replace(found, tissue_mm2=area, status="tissue only" if area else "no tissue")
+        if tiles := _commit(store, "tiles"):
+            found = replace(found, tiles=int(tiles.record["tiles"]), status="tiled")
+            opinions = tuple(_opinions(store))
+            found = replace(found, opinions=opinions, status="scored" if opinions else "tiled")
+    except (MicrotomeError, KeyError, TypeError, ValueError) as error:
+        return replace(found, status="damaged", reason=str(getattr(error, "reason", error)))
+    if logged.get("status") in {"failed", "no tissue"} and not found.opinions:
+        return replace(found, status=str(logged["status"]), reason=str(logged.get("reason", "")))
+    return found if found.status else replace(found, status="nothing yet")
+
+
+def _opinions(store: TileStore) -> Iterator[Opinion]:
+    for model in model_names(store):
+        if commit := _commit(store, f"scores/{model}"):
+            yield _opinion(model, commit)
+
+
+def _opinion(model: str, commit: Commit) -> Opinion:
+    record, of_tiles = commit.record, judges_tiles(commit)
+    numbers = record.get("shares" if of_tiles else "probabilities") or {}
+    result = max(numbers, key=lambda name: (numbers[name], name), default="")
+    decision = record.get("decision") or {}
+    return Opinion(
+        model,
+        result,
+        float(numbers.get(result, 0)),
+        of_tiles,
+        bool(record.get("calibrated")),
+        numbers,
+        decision.get("confidence"),
+        decision.get("status"),
+        tuple(decision.get("reasons", ())),
+        bool(record.get("trained_on")),
+    )
+
+
+def model_names(store: TileStore) -> list[str]:
+    """Models whose scores are there, sorted."""
+    folder = store.path("scores")
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _commit(store: TileStore, item: str) -> Commit | None:
+    folder = store.path(item)
+    return load_commit(folder) if folder.is_dir() else None
+
+
+def _read_logs(output: Output) -> dict[str, Mapping[str, Any]]:
+    """What the newest log says of each slide. A log that cannot be read is passed over: none is needed."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted((output.root / "runs").glob("*.json"), reverse=True)[:_MOST_LOGS]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for said in json.loads(path.read_bytes())["slides"]:
+                # Steps that only read the store log its folder, not the slide's file.
+                kept = dict(found.setdefault(str(said["slide_id"]), {"status": said["status"]}))
+                kept.setdefault("reason", said.get("reason", ""))
+                if "path" not in kept and Path(str(said["path"])).suffix and Path(said["path"]).is_file():
+                    kept["path"] = str(said["path"])
+                found[str(said["slide_id"])] = kept
+    return found

@@ -1,0 +1,205 @@
+"""An output with three small slides, cut by the real pipeline, and scores as `mil.predict` commits them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from heatmaps.report.chosen import choose_model
+from heatmaps.report.make import CONTENT, PAGE, report_item, report_slide
+from heatmaps.report.spent import RunLogs, read_runs
+from tiling.blocks import Progress
+from tiling.codecs import Raw
+from tiling.grid import TileSpec
+from tiling.output import Output
+from tiling.pipeline import Pipeline, cut_step, survey_step
+from tiling.recipe import CutRecipe
+from tiling.store import TileStore, make_array
+from wsi.slide import Slide
+from wsi.synthetic import write_slide
+
+CLASSES = ("normal", "tumour")
+CALIBRATION = {
+    "temperatures": [1.5, 0.75, 1.0],
+    "conformal": {"alpha": 0.1, "quantiles": [0.9, None]},
+    "gate_threshold": 0.8,
+}
+VERDICT = {
+    "probabilities": {"normal": 0.03125, "tumour": 0.96875},
+    "member_probabilities": {"normal": [0.01, 0.02, 0.06375], "tumour": [0.99, 0.98, 0.93625]},
+    "spread": {"normal": 0.0286, "tumour": 0.0286},
+    "information": 0.00123,
+    "calibrated": True,
+    "conformal_set": ["tumour"],
+    "decision": {
+        "status": "confirmed",
+        "confidence": 0.96875,
+        "reasons": ["confidence 0.9687 is at least 0.8"],
+    },
+}
+VOID = {"meta", "img", "rect", "br"}
+
+
+@contextlib.contextmanager
+def no_progress(name: str) -> Iterator[Progress]:
+    yield lambda done, every: None
+
+
+def cut(output: Output, slides: dict[str, Path], *, pixels: bool = True) -> None:
+    """Survey and cut slides, with a log of the run."""
+    recipe = CutRecipe(TileSpec(64, 1.0), stain=None, pixels=Raw() if pixels else None, tiles_per_shard=16)
+    steps = [survey_step(recipe.tissue), cut_step(recipe)]
+    Pipeline(steps, Slide).run(
+        output, slides, command=["tile", "slides"], show=no_progress, report=lambda outcome: None
+    )
+
+
+def score(
+    store: TileStore,
+    name: str = "m",
+    *,
+    classes: tuple[str, ...] = CLASSES,
+    record: dict[str, Any] | None = None,
+    seed: int = 0,
+    with_uncertainty: bool = True,
+    **model: Any,
+) -> dict[str, np.ndarray]:
+    """Commit scores as `mil.predict` does; reports know nothing of how they came about."""
+    rng = np.random.default_rng([seed, len(store)])
+    scores = rng.dirichlet(np.full(len(classes), 0.5), len(store))
+    attention = rng.random(len(store))
+    arrays = {"scores": scores, "attention": attention / attention.sum()}
+    if with_uncertainty:
+        arrays |= {"uncertainty": rng.random(len(store)), "disagreement": rng.random(len(store))}
+    arrays = {key: values.astype(np.float32) for key, values in arrays.items()}
+    said = {
+        "name": name, "head": "gated_abmil", "settings": {"hidden": 8, "dropout": 0.25}, "adaptor": None,
+        "classes": list(classes), "calibration": CALIBRATION, "weights_sha256": f"{seed:064x}",
+    }  # fmt: skip
+    recipe = {"step": "scores", "inputs": store.inputs("tiles"), "model": said | model}
+    with store.output.lock():
+        draft = TileStore(store.output, store.slide_id, overwrite=True).begin(f"scores/{name}", recipe)
+        assert draft is not None
+        for key, values in arrays.items():
+            make_array(
+                draft, key, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
+            ).write_all(values)
+        draft.publish(VERDICT if record is None else record)
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def slide_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("slides")
+    for seed, name in enumerate(("one", "two", "three")):
+        write_slide(folder / f"{name}.svs", seed=seed, lesion=seed < 2, size=(768, 512))
+    return {name: folder / f"{name}.svs" for name in ("one", "two", "three")}
+
+
+@pytest.fixture(scope="session")
+def cut_once(tmp_path_factory: pytest.TempPathFactory, slide_files: dict[str, Path]) -> Path:
+    folder = tmp_path_factory.mktemp("cut") / "out"
+    cut(Output(folder), slide_files)
+    return folder
+
+
+@pytest.fixture
+def output(tmp_path: Path, cut_once: Path) -> Output:
+    """Tiles of three slides, with pixels."""
+    shutil.copytree(cut_once, tmp_path / "out")
+    return Output(tmp_path / "out")
+
+
+@pytest.fixture
+def store(output: Output) -> TileStore:
+    """The first of them."""
+    return TileStore(output, "one")
+
+
+Reported = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def reported() -> Reported:
+    """Makes a slide's report; gives its JSON and its page."""
+
+    def make(store: TileStore, logs: RunLogs | None = None, **more: Any) -> tuple[dict[str, Any], str]:
+        chosen = choose_model(store.output, None)
+        with store.output.lock():
+            report_slide(store, chosen, logs or read_runs(store.output), **more)
+        folder = store.path(report_item(chosen))
+        return json.loads((folder / CONTENT).read_bytes()), (folder / PAGE).read_text()
+
+    return make
+
+
+class Page(HTMLParser):
+    """Refuses tags that are not closed, and collects tags, attributes and texts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = text
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and data.strip():
+            self.texts.append((self.open[-1], data))
+            if {"td", "th"} & set(self.open):
+                self.rows[-1][-1] += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for found, attributes in self.tags if found == tag]
+
+    def row(self, first: str) -> list[str]:
+        """The first row that begins with this cell, without it."""
+        return next(row[1:] for row in self.rows if row and row[0] == first)
+
+    @property
+    def words(self) -> str:
+        """All text that is seen, in one line."""
+        shown = (text for tag, text in self.texts if tag not in {"style", "script", "title"})
+        return re.sub(r"\s+", " ", " ".join(shown))
+
+
+@pytest.fixture
+def parsed() -> Callable[[str], Page]:
+    return Page
+
+
+@pytest.fixture(scope="session")
+def scoring() -> Callable[..., dict[str, np.ndarray]]:
+    return score
+
+
+@pytest.fixture
+def cutting() -> Callable[..., None]:
+    return cut
