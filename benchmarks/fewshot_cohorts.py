@@ -54,7 +54,7 @@ class Scale:
         *("--shots", "3", "--inner-rate", "0.1", "--iterations", "200", "--tasks-per-step", "4"),
         *("--validation-tasks", "30"),
     )
-    """Six patients of a finding. Tasks of slides are computed one by one, so they are fewer."""
+    """Six patients of a finding. Tasks of slides take longer than those of tiles, so steps are fewer."""
     slide_tasks: tuple[str, ...] = ("--shots", "1", "5")
     """Nine patients of a finding."""
 
