@@ -3,74 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from heatmaps.ngff import write_ngff
+from heatmaps.numbers import RANK, UNCERTAINTY, Frame, ranks, read_numbers
 from heatmaps.overlay import draw_overlay, draw_picture
 from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.qupath_files import QupathOptions, write_for_qupath
-from heatmaps.raster import Heatmap, paint_columns
-from heatmaps.settings import AS_USUAL, DrawSettings, Format, Overlap, Scale
-from tiling.class_names import CHANNELS
+from heatmaps.raster import Heatmap
+from heatmaps.settings import AS_USUAL, DrawSettings, Format, Scale
 from tiling.commit import Commit
 from tiling.pipeline import Job, Step
 from tiling.store import TileStore, judges_tiles, scores_by
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
 from wsi.durable import write_file
-from wsi.errors import RecipeError, UsageError
+from wsi.errors import RecipeError
 from wsi.picture import encode_png
 
 SCORES, ZARR = "scores.ome.tif", "scores.ome.zarr"
-RANK, UNCERTAINTY = CHANNELS
 FOR_QUPATH = QupathOptions()
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TileNumbers:
-    """What is known of each of a slide's n tiles, and is drawn."""
-
-    classes: tuple[str, ...]
-    """C, in the order of the scores."""
-    scores: NDArray[np.float32]
-    """``(n, C)``, 0 to 1."""
-    attention: NDArray[np.float32] | None = None
-    """``(n,)``, summing to 1; None by a model that judges tiles, which looks at each for itself."""
-    uncertainty: NDArray[np.float32] | None = None
-    """``(n,)``, 0 sure, 1 no idea; None for scores of before there was any."""
-    disagreement: NDArray[np.float32] | None = None
-    """``(n,)``, 0 to 1, likewise: how far the members of the model are apart."""
-
-    def channels(self) -> dict[str, NDArray[np.float32]]:
-        """``(n,)`` numbers from 0 to 1 by the name of the channel that shows them."""
-        named = {name: self.scores[:, i] for i, name in enumerate(self.classes)}
-        if self.attention is not None:
-            named[RANK] = ranks(self.attention)
-        if self.uncertainty is not None:
-            named[UNCERTAINTY] = self.uncertainty
-        if len(named) != len(self.classes) + (self.attention is not None) + (self.uncertainty is not None):
-            raise UsageError(
-                f"a class has the name of another channel ({RANK} or {UNCERTAINTY})",
-                action="Give the class another name, and train the model again",
-            )
-        return named
-
-    def measurements(self) -> dict[str, NDArray[np.float32]]:
-        """For QuPath. Not "probability": of a slide's model a tile's score is none, and is not calibrated."""
-        named = {f"Tile score: {name}": self.scores[:, i] for i, name in enumerate(self.classes)}
-        if self.attention is not None:
-            named |= {"Attention": self.attention, "Attention rank": ranks(self.attention)}
-        if self.uncertainty is not None:
-            named["Uncertainty"] = self.uncertainty
-        if self.disagreement is not None:
-            named["Disagreement"] = self.disagreement
-        return named
 
 
 def draw_heatmap(
@@ -127,8 +80,9 @@ def draw_heatmap(
     draft = store.begin(f"heatmaps/{model}", recipe)
     if draft is None:
         return store.require(f"heatmaps/{model}")
-    numbers = _numbers(store, model)
-    heatmap = _paint(store, numbers.channels(), settings.overlap)
+    numbers = read_numbers(store, model)
+    frame = Frame.of(store)
+    heatmap = frame.paint(store.origins, numbers.channels(), overlap=settings.overlap)
     if Format.OME_TIFF in settings.formats:
         write_scores(draft.folder / SCORES, heatmap)
     if Format.OME_ZARR in settings.formats:
@@ -136,7 +90,7 @@ def draw_heatmap(
     shown = heatmap
     if settings.scale is Scale.RANK:
         ranked = {name: ranks(column) for name, column in numbers.channels().items()}
-        shown = _paint(store, ranked, settings.overlap)
+        shown = frame.paint(store.origins, ranked, overlap=settings.overlap)
     _draw_colours(draft.folder, store, shown, settings, of_tiles=judges_tiles(commit))
     write_for_qupath(
         draft.folder,
@@ -219,49 +173,3 @@ def draw_step(
         return draw_heatmap(job.store, model, settings=settings, qupath=qupath, weights_sha256=weights_sha256)
 
     return Step(f"heatmaps/{model}", make)
-
-
-def _numbers(store: TileStore, model: str) -> TileNumbers:
-    """What is drawn of a model's scores."""
-    commit = store.require(f"scores/{model}")
-    scores, attention = store.scores(model)
-    return TileNumbers(
-        tuple(commit.recipe["model"]["classes"]),
-        scores,
-        None if judges_tiles(commit) else attention,
-        *(store.uncertainty(model) or ()),
-    )
-
-
-def _paint(store: TileStore, channels: Mapping[str, NDArray[np.float32]], overlap: Overlap) -> Heatmap:
-    record, resolution = store.record, store.tiles.recipe["resolution"]
-    return paint_columns(
-        store.origins,
-        channels,
-        tile=_pair(record["tile_level0"]),
-        stride=_pair(record["stride_level0"]),
-        slide_size=tuple(record["slide_size"]),
-        slide_mpp=(resolution["x"] + resolution["y"]) / 2,
-        overlap=overlap,
-    )
-
-
-def ranks(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rank of each tile's number within the slide, ``(n,)`` in [0, 1]; equal ones share their mean rank.
-
-    NaN has none. Attention is always shown so: a softmax over thousands of tiles has no absolute scale, for
-    its sum is one whatever the slide shows.
-    """
-    found, known = np.full(len(numbers), np.nan, np.float32), ~np.isnan(numbers)
-    if known.sum() == 1:
-        found[known] = 1
-        return found
-    _, inverse, counts = np.unique(numbers[known], return_inverse=True, return_counts=True)
-    last = np.cumsum(counts) - 1
-    mean_rank = last - (counts - 1) / 2
-    found[known] = mean_rank[inverse] / (known.sum() - 1)
-    return found
-
-
-def _pair(values: Any) -> tuple[float, float]:
-    return float(values[0]), float(values[1])

@@ -17,6 +17,11 @@ from heatmaps.settings import Overlap
 
 _BAND_ROWS = 256
 
+_Rows = tuple[int, NDArray[np.float64]]
+"""What `_coverage` gives."""
+_Columns = tuple[NDArray[np.intp], NDArray[np.float64]]
+"""What `_overlaps` gives."""
+
 
 @dataclass(frozen=True, eq=False)
 class Painting:
@@ -89,8 +94,9 @@ class Painting:
             canvas = _Mean(band, self.enough) if self.overlap is Overlap.MEAN else _Max(band, self.enough)
             for row in range(low, high):
                 tiles = slice(starts[row], stops[row])
-                top, bottom = tops[row] - first, bottoms[row] - first
-                canvas.lay(top, bottom, boxes[tiles, 0], boxes[tiles, 2], scores[tiles])
+                down = _coverage(tops[row] - first, bottoms[row] - first, pixels=len(band))
+                across = _overlaps(boxes[tiles, 0], boxes[tiles, 2], pixels=self.size[1])
+                canvas.lay(down, across, scores[tiles])
             canvas.finish()
         return plane
 
@@ -104,17 +110,9 @@ class _Mean:
         self.weight = np.zeros(band.shape)
         self.painted = np.zeros(band.shape, bool)
 
-    def lay(
-        self,
-        top: float,
-        bottom: float,
-        left: NDArray[np.float64],
-        right: NDArray[np.float64],
-        scores: NDArray[np.float64],
-    ) -> None:
-        """Lay a row of m tiles that all reach from `top` to `bottom`, in pixels of the band."""
-        first, down = _coverage(top, bottom, pixels=self.band.shape[0])
-        column, across = _overlaps(left, right, pixels=self.band.shape[1])
+    def lay(self, rows: _Rows, columns: _Columns, scores: NDArray[np.float64]) -> None:
+        """Lay a row of m tiles, all of one height: where they lie as `_coverage` and `_overlaps` say."""
+        (first, down), (column, across) = rows, columns
         origin = int(column.min())
         pixel, share = (column - origin).ravel(), across.ravel()
         weight = np.bincount(pixel, share)
@@ -138,17 +136,9 @@ class _Max:
         self.band, self.enough = band, enough
         self.best = np.full(band.shape, -np.inf)
 
-    def lay(
-        self,
-        top: float,
-        bottom: float,
-        left: NDArray[np.float64],
-        right: NDArray[np.float64],
-        scores: NDArray[np.float64],
-    ) -> None:
+    def lay(self, rows: _Rows, columns: _Columns, scores: NDArray[np.float64]) -> None:
         """See `_Mean.lay`."""
-        first, down = _coverage(top, bottom, pixels=self.band.shape[0])
-        column, across = _overlaps(left, right, pixels=self.band.shape[1])
+        (first, down), (column, across) = rows, columns
         origin = int(column.min())
         width = int(column.max()) + 1 - origin
         each = np.broadcast_to(scores[:, None], across.shape)
@@ -166,16 +156,14 @@ class _Max:
         self.band[painted] = self.best[painted]
 
 
-def _coverage(start: float, stop: float, *, pixels: int) -> tuple[int, NDArray[np.float64]]:
+def _coverage(start: float, stop: float, *, pixels: int) -> _Rows:
     """The first pixel that an interval touches, and how much it covers of that and of each after it."""
     start, stop = max(start, 0.0), min(stop, float(pixels))
     index = np.arange(int(start), max(int(start) + 1, int(np.ceil(stop))))
     return int(start), np.minimum(stop, index + 1) - np.maximum(start, index)
 
 
-def _overlaps(
-    start: NDArray[np.float64], stop: NDArray[np.float64], *, pixels: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _overlaps(start: NDArray[np.float64], stop: NDArray[np.float64], *, pixels: int) -> _Columns:
     """Pixels that each interval touches, and how much of each it covers: two arrays (n, most touched).
 
     Intervals that touch fewer are filled up with pixels inside the raster at weight 0.

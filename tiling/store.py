@@ -329,6 +329,14 @@ def scores_by(store: TileStore, model: str, weights_sha256: str | None) -> Commi
     return commit
 
 
+def scored_models(store: TileStore) -> list[str]:
+    """Models whose scores a slide has, whole or damaged, sorted."""
+    folder = store.path("scores")
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def judges_tiles(scores: Commit) -> bool:
     """Whether scores are by a model that judges tiles, and so has no verdict on the slide."""
     return bool(scores.recipe["model"].get("judges") == "tiles")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiling.output import Output
-from tiling.store import TileStore
+from tiling.store import TileStore, scored_models
 from wsi.errors import UsageError
 
 CARD_FILE = "model.json"
@@ -49,7 +49,8 @@ def choose_model(output: Output, given: Path | None) -> Chosen | None:
         Several models have scored slides, and none is given; no slide has scores by the given one; or its
         card cannot be read.
     """
-    there = sorted({name for slide in output.slides_with_tiles() for name in models_of(output, slide)})
+    stores = (TileStore(output, slide) for slide in output.slides_with_tiles())
+    there = sorted({name for store in stores for name in scored_models(store)})
     if given is None:
         if len(there) > 1:
             raise UsageError(
@@ -69,14 +70,6 @@ def choose_model(output: Output, given: Path | None) -> Chosen | None:
             action="Run 'microtome predict' first, or choose another model with -m",
         )
     return _with_card(name, [given, output.models / name])
-
-
-def models_of(output: Output, slide_id: str) -> list[str]:
-    """Names of the models whose scores a slide has, whole or damaged."""
-    folder = TileStore(output, slide_id).path("scores")
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _with_card(name: str, folders: Iterable[Path]) -> Chosen:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatmaps.colour import colour_table
-from heatmaps.draw import RANK, UNCERTAINTY, legend_title, ranks
+from heatmaps.draw import legend_title
+from heatmaps.numbers import RANK, UNCERTAINTY, Frame, exact, ranks
 from heatmaps.overlay import draw_overlay
-from heatmaps.raster import paint
-from heatmaps.report.shown import ScoredTiles, exact
+from heatmaps.report.shown import ScoredTiles
 from tiling.qc import SlideQuality, draw_map, facts_of
 from tiling.store import TileStore
 from tiling.survey import read_mask, read_thumbnail
@@ -102,16 +102,7 @@ def channels_of(tiles: ScoredTiles, order: list[str], *, of_tiles: bool) -> list
 
 def draw_channel(store: TileStore, channel: Channel, overview: Overview) -> bytes:
     """One channel over the thumbnail, as JPEG; its legend is the page's."""
-    record, resolution = store.record, store.tiles.recipe["resolution"]
-    heatmap = paint(
-        store.origins,
-        channel.values[:, None],
-        channels=(_ONE,),
-        tile=_pair(record["tile_level0"]),
-        stride=_pair(record["stride_level0"]),
-        slide_size=(int(record["slide_size"][0]), int(record["slide_size"][1])),
-        slide_mpp=(resolution["x"] + resolution["y"]) / 2,
-    )
+    heatmap = Frame.of(store).paint(store.origins, {_ONE: channel.values})
     picture = draw_overlay(
         overview.thumbnail,
         heatmap,
@@ -144,7 +135,3 @@ def as_data(picture: bytes) -> str:
     """A picture's address within the page."""
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-
-
-def _pair(values: Any) -> tuple[float, float]:
-    return float(values[0]), float(values[1])

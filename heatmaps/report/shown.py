@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.store import TileStore, judges_tiles
+from heatmaps.numbers import exact, read_numbers
+from tiling.store import TileStore
 
 TILES = 6
 """Shown at each end of each class."""
@@ -39,18 +40,16 @@ class ScoredTiles:
 
 def read_scored(store: TileStore, model: str) -> ScoredTiles:
     """The tiles of a slide with a model's scores; errors of `TileStore.require`."""
-    commit = store.require(f"scores/{model}")
-    scores, attention = store.scores(model)
-    unsure = store.uncertainty(model)
+    numbers = read_numbers(store, model)
     width, height = store.record["tile_level0"]
     return ScoredTiles(
-        classes=tuple(commit.recipe["model"]["classes"]),
+        classes=numbers.classes,
         origins=store.origins,
         footprint=(float(width), float(height)),
         tissue=store.tissue,
-        scores=scores,
-        attention=None if judges_tiles(commit) else attention,
-        uncertainty=None if unsure is None else unsure[0],
+        scores=numbers.scores,
+        attention=numbers.attention,
+        uncertainty=numbers.uncertainty,
     )
 
 
@@ -101,12 +100,3 @@ def _tile(tiles: ScoredTiles, row: int) -> dict[str, Any]:
         "attention": None if tiles.attention is None else exact(tiles.attention[row]),
         "uncertainty": None if tiles.uncertainty is None else exact(tiles.uncertainty[row]),
     }
-
-
-def exact(value: np.float32) -> float | None:
-    """A float32 as the shortest number that reads back as the same float32; None for NaN.
-
-    >>> exact(np.float32(0.1))
-    0.1
-    """
-    return float(str(np.float32(value))) if np.isfinite(value) else None

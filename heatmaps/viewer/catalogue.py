@@ -16,7 +16,7 @@ from typing import Any
 
 from tiling.commit import Commit, load_commit
 from tiling.output import Output
-from tiling.store import TileStore, judges_tiles
+from tiling.store import TileStore, judges_tiles, scored_models
 from wsi.errors import MicrotomeError, UsageError
 from wsi.regions import RegionFiles
 from wsi.slide import Slide
@@ -201,7 +201,7 @@ def _entry(store: TileStore, logged: Mapping[str, Any]) -> Entry:
 
 
 def _opinions(store: TileStore) -> Iterator[Opinion]:
-    for model in model_names(store):
+    for model in scored_models(store):
         if commit := _commit(store, f"scores/{model}"):
             yield _opinion(model, commit)
 
@@ -223,14 +223,6 @@ def _opinion(model: str, commit: Commit) -> Opinion:
         tuple(decision.get("reasons", ())),
         bool(record.get("trained_on")),
     )
-
-
-def model_names(store: TileStore) -> list[str]:
-    """Models whose scores are there, sorted."""
-    folder = store.path("scores")
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _commit(store: TileStore, item: str) -> Commit | None:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heatmaps.viewer.catalogue import Catalogue, Entry, model_names
+from heatmaps.viewer.catalogue import Catalogue, Entry
 from heatmaps.viewer.deepzoom import DeepZoom, Frame, StillPicture, as_jpeg
 from heatmaps.viewer.layers import Footprints, Layer, model_layer, pack, quality_layer
 from heatmaps.viewer.marks import Place, Shown, colour_of
 from heatmaps.viewer.shelf import Shelf, SlideFile
 from tiling.identity import identify
-from tiling.store import TileStore
+from tiling.store import TileStore, scored_models
 from tiling.survey import read_mask, read_thumbnail
 from tiling.tiles import slide_name
 from wsi.annotations import read_annotations
@@ -140,7 +140,7 @@ class Exhibit:
         """Models, and last what is known without one; none where there are no tiles."""
         if self._store is None or self._store.find("tiles") is None:
             return ()
-        return (*model_names(self._store), "tile quality")
+        return (*scored_models(self._store), "tile quality")
 
     @property
     def store(self) -> TileStore:

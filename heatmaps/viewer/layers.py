@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heatmaps.draw import TileNumbers, legend_title, ranks
-from heatmaps.raster import Heatmap, paint
+from heatmaps.draw import legend_title
+from heatmaps.numbers import Frame, exact, ranks, read_numbers
+from heatmaps.raster import Heatmap
 from tiling.store import TileStore, judges_tiles
 from wsi.errors import UsageError
 
@@ -50,14 +51,8 @@ class Footprints:
     @classmethod
     def of(cls, store: TileStore) -> Footprints:
         """Of the tiles that were cut."""
-        record, resolution = store.record, store.tiles.recipe["resolution"]
-        return cls(
-            store.origins,
-            _pair(record["tile_level0"]),
-            _pair(record["stride_level0"]),
-            (int(record["slide_size"][0]), int(record["slide_size"][1])),
-            (resolution["x"] + resolution["y"]) / 2,
-        )
+        frame = Frame.of(store)
+        return cls(store.origins, frame.tile, frame.stride, frame.slide_size, frame.slide_mpp)
 
     def box(self, row: int) -> tuple[float, float, float, float]:
         """Left, top, width and height of a tile; `UsageError` where there is none such."""
@@ -111,15 +106,8 @@ class Footprints:
 
     def paint(self, name: str, values: Numbers) -> Heatmap:
         """One channel on the slide's frame."""
-        return paint(
-            self._unrounded(),
-            values[:, None],
-            channels=(name,),
-            tile=self.tile,
-            stride=self.stride,
-            slide_size=self.slide_size,
-            slide_mpp=self.slide_mpp,
-        )
+        frame = Frame(self.tile, self.stride, self.slide_size, self.slide_mpp)
+        return frame.paint(self._unrounded(), {name: values})
 
     def _unrounded(self) -> NDArray[np.float64]:
         """Origins as they were before they were rounded to whole pixels, where they follow the stride.
@@ -178,7 +166,7 @@ class Layer:
     def of_tile(self, row: int) -> list[tuple[str, float | None]]:
         """Names and numbers of one tile; None where it has none."""
         named = {channel.name: channel.values for channel in self.channels} | dict(self.told or {})
-        return [(name, _or_none(values[row])) for name, values in named.items()]
+        return [(name, exact(values[row])) for name, values in named.items()]
 
     def shown_class(self, row: int) -> tuple[str, float]:
         """The class that a tile scores highest in, and the score: the shown result.
@@ -203,19 +191,16 @@ def model_layer(store: TileStore, model: str) -> Layer:
     UsageError, RecipeError, DamagedError
         See `TileStore.require`.
     """
-    commit = store.require(f"scores/{model}")
-    of_tiles = judges_tiles(commit)
-    scores, attention = store.scores(model)
-    classes = tuple(commit.recipe["model"]["classes"])
-    doubts = store.uncertainty(model)
-    numbers = TileNumbers(classes, scores, None if of_tiles else attention, *(doubts or ()))
+    of_tiles, numbers = judges_tiles(store.require(f"scores/{model}")), read_numbers(store, model)
     channels = [
         Channel(name, legend_title(name, of_tiles=of_tiles), values)
         for name, values in numbers.channels().items()
     ]
-    if doubts is not None:
-        channels.append(Channel("disagreement", "disagreement of the model's members: 0 none", doubts[1]))
-    return Layer(model, tuple(channels), classes, None if of_tiles else {"attention": attention})
+    if numbers.disagreement is not None:
+        title = "disagreement of the model's members: 0 none"
+        channels.append(Channel("disagreement", title, numbers.disagreement))
+    told = None if numbers.attention is None else {"attention": numbers.attention}
+    return Layer(model, tuple(channels), numbers.classes, told)
 
 
 def quality_layer(store: TileStore) -> Layer:
@@ -267,12 +252,3 @@ def _alike(bits: NDArray[np.uint32], step: int) -> bool:
         np.array_equal(bits[:, i::step], bits[:, ::step][:, : bits[:, i::step].shape[1]])
         for i in range(1, step)
     )
-
-
-def _or_none(value: Any) -> float | None:
-    """For JSON: the shortest spelling of a float32, which a float64 would give more digits."""
-    return float(str(value)) if np.isfinite(value) else None
-
-
-def _pair(values: Sequence[Any]) -> tuple[float, float]:
-    return float(values[0]), float(values[1])

@@ -235,11 +235,9 @@ class Stepping:
         """Supports and queries side by side; None where they cannot be."""
         if len({support.classes for support in supports}) > 1:
             return None
-        known, asked = stack([support.bags for support in supports]), stack(queries)
-        if known is None or asked is None:
-            return None
-        of_tiles = isinstance(known, Tensor) and isinstance(asked, Tensor)
-        return (known, asked) if of_tiles or self.head.stacks else None
+        fill = self.head.stacks
+        known, asked = stack([support.bags for support in supports], fill=fill), stack(queries, fill=fill)
+        return None if known is None or asked is None else (known, asked)
 
     def _seen(self, bags: PackedBags) -> PackedBags:
         """As the head takes them."""

@@ -58,25 +58,27 @@ def packed(bags: Bags) -> tuple[PackedBags, int]:
     return PackedBags(bags.features, bags.bag_of_row, bags.places, sizes), count
 
 
-def stack(tasks: Sequence[PackedBags]) -> Tensor | Filled | None:
+def stack(tasks: Sequence[PackedBags], *, fill: bool = True) -> Tensor | Filled | None:
     """The bags of T tasks with an axis of T in front, if they can be had so.
 
     Parameters
     ----------
     tasks
         Of each its bags.
+    fill
+        Whether bags of several tiles may be filled up; see `Head.stacks`.
 
     Returns
     -------
     ``(T, n, D)`` features where all bags have one tile; else filled bags. None where the tasks have not the
-    same number of bags, or more than `MOST_ROWS` rows together.
+    same number of bags, more than `MOST_ROWS` rows together, or would have to be filled up and may not be.
     """
     if len({len(bags) for bags in tasks}) > 1:
         return None
     if all(len(bags) == len(bags.features) for bags in tasks):
         return torch.stack([bags.features for bags in tasks])
     rows = 1 + max(len(bags.features) for bags in tasks)
-    if rows * len(tasks) > MOST_ROWS:
+    if not fill or rows * len(tasks) > MOST_ROWS:
         return None
     filled = [_fill(bags, rows) for bags in tasks]
     return Filled(*(torch.stack(values) for values in zip(*filled, strict=True)))

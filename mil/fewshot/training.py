@@ -252,8 +252,6 @@ class MetaTraining:
 
     def _tasks(self, episodes: Sequence[Episode], head: Head, *, joined: bool) -> Tasks:
         """As the outer gradients take them: stacked where that can be. `joined`: all bags are support."""
-        queries = [self._labelled(self.base, each.query, each.query_labels) for each in episodes]
-        supports = [self._labelled(self.base, each.support, each.support_labels) for each in episodes]
         if joined:  # queries are not looked at
             supports = queries = [
                 self._labelled(
@@ -261,12 +259,14 @@ class MetaTraining:
                 )
                 for each in episodes
             ]
-        if self.base.of_tiles or head.stacks:
-            known, asked = (stack([one.bags for one in side]) for side in (supports, queries))
-            if known is not None and asked is not None:
-                of_known, of_asked = (torch.stack([o.labels for o in side]) for side in (supports, queries))
-                return Stack((known, of_known), (asked, of_asked))
-        return [Task(known.data, asked.data) for known, asked in zip(supports, queries, strict=True)]
+        else:
+            supports = [self._labelled(self.base, each.support, each.support_labels) for each in episodes]
+            queries = [self._labelled(self.base, each.query, each.query_labels) for each in episodes]
+        known, asked = (stack([one.bags for one in side], fill=head.stacks) for side in (supports, queries))
+        if known is not None and asked is not None:
+            of_known, of_asked = (torch.stack([one.labels for one in side]) for side in (supports, queries))
+            return Stack((known, of_known), (asked, of_asked))
+        return [Task(one.data, other.data) for one, other in zip(supports, queries, strict=True)]
 
     def _labelled(self, pool: Pool, bags: NDArray[np.int64], labels: NDArray[np.int64]) -> Support:
         classes = int(labels.max()) + 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heatmaps.draw import RANK, UNCERTAINTY, TileNumbers, legend_title, ranks
+from heatmaps.draw import legend_title
+from heatmaps.numbers import RANK, UNCERTAINTY, TileNumbers, ranks
 from wsi.errors import UsageError
 
 CLASSES = ("normal", "tumour")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heatmaps.draw import TileNumbers, draw_heatmap
+from heatmaps.draw import draw_heatmap
+from heatmaps.numbers import TileNumbers
 from heatmaps.outlines import RegionRules
 from heatmaps.qupath_arguments import add_regions, qupath_options
 from heatmaps.qupath_files import QupathOptions, write_for_qupath

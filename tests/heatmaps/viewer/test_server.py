@@ -20,7 +20,7 @@ import simplejpeg
 
 import cli
 from heatmaps.colour import colour_table
-from heatmaps.draw import ranks
+from heatmaps.numbers import ranks
 from heatmaps.raster import paint
 from heatmaps.viewer.catalogue import Catalogue
 from heatmaps.viewer.deepzoom import TILE_PX
