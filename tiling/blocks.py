@@ -44,7 +44,8 @@ WORKING_BYTES = 256 << 20
 Progress = Callable[[int, int], None]
 """Called with (tiles done, tiles in all)."""
 
-_FOUND = "found"  # folder of the draft: what each block's tiles are like, until all blocks are there
+FOUND = "found"
+"""Folder of a draft, until all blocks are there: the slide's stain, and what each block's tiles are like."""
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -92,14 +93,23 @@ class BlockCutter:
         SlideError
             More than `MOST_DAMAGED` of the tiles cannot be decoded.
         """
-        count, step = len(self.origins), self.recipe.shard_tiles
-        blocks = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-        missing = [block for block in blocks if _part(block) not in self.draft.parts]
-        runs = {block.start: self._runs(block) for block in missing}
-        done = count - sum(block.stop - block.start for block in missing)
+        blocks, missing = self._blocks(), self.missing()
+        done = len(self.origins) - sum(block.stop - block.start for block in missing)
         damaged = sum(_damaged(np.load(self._found(block))) for block in blocks if block not in missing)
         self._check_damage(damaged, done)  # here too: a run that gave up has left its blocks
-        every = (run for block in missing for run in runs[block.start])
+        self.cut_blocks(missing, progress, done=done, damaged=damaged)
+        return self._findings(blocks)
+
+    def missing(self) -> list[slice]:
+        """The blocks of places that no run has cut."""
+        return [block for block in self._blocks() if _part(block) not in self.draft.parts]
+
+    def cut_blocks(
+        self, blocks: Sequence[slice], progress: Progress | None, *, done: int = 0, damaged: int = 0
+    ) -> None:
+        """Cut some of `missing`. So many tiles are `done`, and so many of these damaged; else as `cut`."""
+        runs = {block.start: self._runs(block) for block in blocks}
+        every = (run for block in blocks for run in runs[block.start])
         threads = self._threads()
         with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
             # Enough to keep the threads busy while a finished shard is forced to the disk.
@@ -108,11 +118,14 @@ class BlockCutter:
                 if pool
                 else map(self._cut_run, every)  # one thread is this one
             )
-            for block in missing:
+            for block in blocks:
                 table = self._finish(block, islice(cut_runs, len(runs[block.start])), done, progress)
                 done, damaged = done + len(table), damaged + _damaged(table)
                 self._check_damage(damaged, done)
-        return self._findings(blocks)
+
+    def _blocks(self) -> list[slice]:
+        count, step = len(self.origins), self.recipe.shard_tiles
+        return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
     def _threads(self) -> int:
         """As many as were asked for, or as few as keep the memory bounded where tiles are huge."""
@@ -193,7 +206,7 @@ class BlockCutter:
         return table
 
     def _found(self, block: slice) -> Path:
-        return self.draft.folder / _FOUND / f"{block.start}.npy"
+        return self.draft.folder / FOUND / f"{block.start}.npy"
 
     def _check_damage(self, damaged: int, done: int) -> None:
         """Give up a slide that is damaged all over, before the rest of it is read."""
@@ -217,7 +230,7 @@ def repack(draft: Draft, kept: NDArray[np.bool_], recipe: CutRecipe) -> None:
     disk is full, none is cut again. A run that is killed after that cuts them again.
     """
     if recipe.pixels is None or kept.all():
-        remove(draft.folder / _FOUND)
+        remove(draft.folder / FOUND)
         return
     step, pixels, packed = recipe.shard_tiles, draft.folder / "pixels", draft.folder / "packed"
     chunks = (
@@ -230,7 +243,7 @@ def repack(draft: Draft, kept: NDArray[np.bool_], recipe: CutRecipe) -> None:
         entry = write_shard(shard_path(packed, shard), islice(chunks, step), slots=step)
         entries[shard_path(pixels, shard).relative_to(draft.folder).as_posix()] = entry
     crash_point("packed")
-    remove(draft.folder / _FOUND)
+    remove(draft.folder / FOUND)
     remove(pixels / "c")
     (packed / "c").rename(pixels / "c")
     remove(packed)

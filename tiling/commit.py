@@ -5,13 +5,18 @@ It is made in a work folder, in parts that survive a crash, and published by one
 
     OUT/.work/<name>-<recipe>/            being made; readers never look here
     OUT/.work/<name>-<recipe>.journal     one line per finished part: its files, sizes and SHA-256
+    OUT/.work/<name>-<recipe>.journal-*   the same by those who helped, each in a file of his own
     OUT/…/<item>/                         published
     OUT/…/<item>/commit.json              recipe, record, and size and SHA-256 of every file
 
 Order of a publication: files written and synced, journal line written and synced, …, commit.json written and
 synced, folders synced, rename, parent synced. A process killed between any two of these leaves the item
-absent or whole. The next run with the same recipe keeps each part that the journal vouches for; what it
-does not vouch for is deleted, so the bytes end up the same as those of a run that nobody killed.
+absent or whole. The next run with the same recipe keeps each part that a journal vouches for; what none
+vouches for is deleted, so the bytes end up the same as those of a run that nobody killed.
+
+Several processes may share the parts of one item: one begins it, others `join`, each part is one process's.
+When all have ended, the item is begun again, all parts are found, and it is published. To the commit rule those
+who helped are killed runs that had finished something.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from wsi.errors import DamagedError, OutputBusyError, UsageError
 COMMIT_FILE = "commit.json"
 FORMAT = 1
 """Version of this layout; a reader refuses a later one."""
+JOURNAL = ".journal"
 _CHUNK = 1 << 20
 
 
@@ -175,7 +181,8 @@ def _files_under(folder: Path) -> list[str]:
 class Draft:
     """An item being made. Write files under `folder`, finish parts, then publish.
 
-    Made by `begin`. One process at a time owns a draft: the caller holds the output's lock, or `alone`.
+    Made by `begin` or `join`. One process at a time owns a draft: the caller holds the output's lock, or
+    `alone`. Those who join own the parts that they were told to make, and publish nothing.
     """
 
     item: Path
@@ -186,10 +193,17 @@ class Draft:
     """Decides the bytes."""
     parts: dict[str, dict[str, FileEntry]] = field(default_factory=dict)
     """Finished parts, and the files of each."""
+    helper: str = ""
+    """Whose journal is written, by one who joined; empty for the owner."""
+    run: str | None = None
+    """What names the run: see `begin`."""
 
     @property
     def _journal(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".journal")
+        return self.folder.with_name(self.folder.name + JOURNAL + (f"-{self.helper}" if self.helper else ""))
+
+    def _journals(self) -> list[Path]:
+        return sorted(self.folder.parent.glob(f"{glob_escape(self.folder.name)}{JOURNAL}*"))
 
     def finish_part(
         self, name: str, files: Iterable[Path], *, known: Mapping[Path, FileEntry] = MappingProxyType({})
@@ -207,6 +221,7 @@ class Draft:
                     sync_file(path)
                 entries[path.relative_to(self.folder).as_posix()] = known.get(path) or hash_file(path)
             line = {"part": name, "files": {n: [e.size, e.sha256] for n, e in entries.items()}}
+            line |= {"run": self.run} if self.run else {}
             with self._journal.open("ab+") as stream:
                 if stream.tell() and not _ends_a_line(self._journal):
                     stream.write(b"\n")  # a killed run left half a line
@@ -239,14 +254,14 @@ class Draft:
                 sync_folder(Path(base))
             make_folder(self.item.parent)
             crash_point("before-publish")
-            old = self.folder.with_name(f"trash-{os.getpid()}-{self.item.name}")
+            old = self.folder.with_name(f"trash-{self.folder.name}")
             if self.item.exists():
                 self.item.rename(old)
                 crash_point("old-away")
             self.folder.rename(self.item)
             crash_point("after-rename")
             sync_folder(self.item.parent)
-            self._journal.unlink(missing_ok=True)
+            self._forget()
             remove(old)
         crash_point("after-publish")
         return load_commit(self.item)
@@ -255,17 +270,22 @@ class Draft:
         """Delete it, with its finished parts: what it was for has been published otherwise."""
         with output_errors(self.item):
             remove(self.folder)
-            self._journal.unlink(missing_ok=True)
+            self._forget()
 
-    def _recover(self) -> None:
-        """Take over what a killed run finished; delete everything that its journal does not vouch for."""
-        for line in self._journal.read_bytes().splitlines() if self._journal.exists() else ():
+    def _forget(self) -> None:
+        for journal in self._journals():
+            journal.unlink(missing_ok=True)
+
+    def _recover(self, trusted: str | None) -> None:
+        """Take over what others finished; delete everything that no journal vouches for."""
+        for line in (line for journal in self._journals() for line in journal.read_bytes().splitlines()):
             try:
                 content = json.loads(line)
                 entries = {name: FileEntry(*entry) for name, entry in content["files"].items()}
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the process died
-            if all(_is(self.folder / name, entry) for name, entry in entries.items()):
+            read = trusted is None or content.get("run") != trusted
+            if all(_is(self.folder / name, entry, read=read) for name, entry in entries.items()):
                 self.parts[content["part"]] = entries
         vouched = {name for files in self.parts.values() for name in files}
         for name in _files_under(self.folder):
@@ -273,8 +293,8 @@ class Draft:
                 (self.folder / name).unlink()
 
 
-def begin(item: Path, recipe: Mapping[str, Any], *, work: Path) -> Draft:
-    """Start making an item, or go on where a killed run with the same recipe stopped.
+def begin(item: Path, recipe: Mapping[str, Any], *, work: Path, run: str | None = None) -> Draft:
+    """Start making an item, or go on where others with the same recipe stopped.
 
     Parameters
     ----------
@@ -284,18 +304,32 @@ def begin(item: Path, recipe: Mapping[str, Any], *, work: Path) -> Draft:
         JSON-able; everything that decides the bytes.
     work
         The output's work folder, on the same file system as `item`.
+    run
+        What names this run. Parts that its processes finished were hashed a moment ago, and are taken by
+        their sizes; those of earlier runs are read and compared.
     """
-    stem = _stem(item, work)
-    folder = work / f"{stem}-{fingerprint(recipe)[:16]}"
+    folder = _draft_folder(item, recipe, work)
     if work.is_dir():
-        for old in work.glob(f"{glob_escape(stem)}-*"):  # another recipe was being made here, and given up
-            if old.name.removesuffix(".journal") != folder.name:
+        for old in work.glob(f"{glob_escape(_stem(item, work))}-*"):
+            if old.name.partition(JOURNAL)[0] != folder.name:  # another recipe was being made, and given up
                 remove(old)
     make_folder(folder)
-    draft = Draft(item, folder, recipe)
+    draft = Draft(item, folder, recipe, run=run)
     with output_errors(item):
-        draft._recover()
+        draft._recover(run)
     return draft
+
+
+def join(item: Path, recipe: Mapping[str, Any], *, work: Path, helper: str, run: str | None = None) -> Draft:
+    """Help to make an item that another process has begun: to finish parts that are nobody else's.
+
+    `helper` names these parts: no two processes may help by one name at a time. The rest as in `begin`.
+    """
+    return Draft(item, _draft_folder(item, recipe, work), recipe, helper=helper, run=run)
+
+
+def _draft_folder(item: Path, recipe: Mapping[str, Any], work: Path) -> Path:
+    return work / f"{_stem(item, work)}-{fingerprint(recipe)[:16]}"
 
 
 @contextlib.contextmanager
@@ -362,5 +396,7 @@ def _ends_a_line(path: Path) -> bool:
     return path.read_bytes().endswith(b"\n")
 
 
-def _is(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.size and hash_file(path) == entry
+def _is(path: Path, entry: FileEntry, *, read: bool) -> bool:
+    if not path.is_file() or path.stat().st_size != entry.size:
+        return False
+    return not read or hash_file(path) == entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.blocks import REASONS, BlockCutter, Findings, Progress, repack
-from tiling.commit import Commit, Draft
+from tiling.blocks import FOUND, REASONS, BlockCutter, Findings, Progress, repack
+from tiling.commit import Commit, Draft, canonical
 from tiling.fit import fit_stain
 from tiling.grid import TileGrid, TileSpec, lay_grid
-from tiling.identity import identify
+from tiling.identity import FileIdentity, identify
 from tiling.quality import MEASURES
 from tiling.recipe import CutRecipe
 from tiling.selection import ALL_TISSUE, Selection
 from tiling.shards import array_metadata
-from tiling.stain import Normalizer
+from tiling.stain import Normalizer, normalizer_from_json
 from tiling.store import TileStore, make_array, write_group
 from tiling.tiles import TileCutter
 from tiling.versions import versions
-from wsi.durable import write_file
+from wsi.durable import make_folder, write_file
 from wsi.errors import NoTilesError, NoTissueError, RecipeError, SlideError
 from wsi.slide import Slide
 from wsi.tissue import TissueMask, find_tissue
@@ -97,30 +98,96 @@ def cut_slide(
     DamagedError
         See `TileStore.begin`.
     """
-    identity = identify(slide.path)
-    draft = store.begin("tiles", recipe.as_json(slide, identity) | selection.as_json())
-    if draft is None:
+    cutting = begin_cutting(slide, store, recipe, mask=mask, selection=selection, workers=workers)
+    if cutting is None:
         return store.tiles
-    with _replacing(store):
-        places = find_places(slide, recipe, mask or find_tissue(slide, recipe.tissue), selection)
-        warnings = _up_sampling(slide, recipe.spec)
-        normalizer, more = fit_stain(slide, recipe, places.mask, places.origins, threads=workers)
-        warnings += more
-        cutter = TileCutter(slide, recipe.spec, recipe.exact, normalizer)
-        findings = BlockCutter(draft, cutter, recipe, places.origins, workers).cut(progress)
-        warnings += _damage(slide, places, findings)
-        _check_left(slide, findings)
-        if identify(slide.path) != identity:
+    return cutting.finish(workers=workers, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Cutting:
+    """A slide's tiles, being made: all that each of their blocks needs."""
+
+    slide: Slide
+    store: TileStore
+    recipe: CutRecipe
+    draft: Draft
+    identity: FileIdentity
+    """Of the file, when it was first looked at."""
+    places: Places
+    normalizer: Normalizer | None
+    """The fitted stain."""
+    warnings: list[str]
+
+    def blocks(self, *, workers: int) -> BlockCutter:
+        """What cuts the places, in so many threads."""
+        cutter = TileCutter(self.slide, self.recipe.spec, self.recipe.exact, self.normalizer)
+        return BlockCutter(self.draft, cutter, self.recipe, self.places.origins, workers)
+
+    def finish(self, *, workers: int, progress: Progress | None) -> Commit:
+        """Cut what nobody has cut, and commit all; raises as `cut_slide` does."""
+        slide, recipe = self.slide, self.recipe
+        with _replacing(self.store):
+            findings = self.blocks(workers=workers).cut(progress)
+            warnings = self.warnings + _damage(slide, self.places, findings)
+            _check_left(slide, findings)
+        if identify(slide.path) != self.identity:
             raise SlideError(
                 "the file changed while it was read",
                 path=slide.path,
                 action="Run again once it is copied completely",
             )
-        record = _record(slide, places, normalizer, findings, warnings)
+        record = _record(slide, self.places, self.normalizer, findings, warnings)
         with slide.times.lap("write"):
-            _write_arrays(draft, recipe, places, findings)
-            write_group(draft, attributes={"recipe": draft.recipe, "record": record})
-            return draft.publish(record)
+            _write_arrays(self.draft, recipe, self.places, findings)
+            write_group(self.draft, attributes={"recipe": self.draft.recipe, "record": record})
+            return self.draft.publish(record)
+
+
+def begin_cutting(
+    slide: Slide,
+    store: TileStore,
+    recipe: CutRecipe,
+    *,
+    mask: TissueMask | None = None,
+    selection: Selection = ALL_TISSUE,
+    workers: int = WORKERS,
+    helper: str = "",
+) -> Cutting | None:
+    """Find the places and fit the stain; None where the tiles are there. As in `cut_slide`.
+
+    With a `helper`'s name, join in cutting what another process has begun: see `tiling.commit.join`.
+    """
+    identity = identify(slide.path)
+    decides = recipe.as_json(slide, identity) | selection.as_json()
+    draft = store.join("tiles", decides, helper=helper) if helper else store.begin("tiles", decides)
+    if draft is None:
+        return None
+    with _replacing(store):
+        places = find_places(slide, recipe, mask or find_tissue(slide, recipe.tissue), selection)
+    normalizer, more = _fitted(draft, slide, recipe, places, workers)
+    warnings = [*_up_sampling(slide, recipe.spec), *more]
+    return Cutting(slide, store, recipe, draft, identity, places, normalizer, warnings)
+
+
+_STAIN = "stain"
+
+
+def _fitted(
+    draft: Draft, slide: Slide, recipe: CutRecipe, places: Places, workers: int
+) -> tuple[Normalizer | None, list[str]]:
+    """The slide's stain, fitted once: who helps, or goes on, takes what is in the draft."""
+    path = draft.folder / FOUND / f"{_STAIN}.json"
+    if _STAIN in draft.parts or (draft.helper and path.exists()):
+        kept = json.loads(path.read_bytes())
+        return normalizer_from_json(kept["normalizer"]) if kept["normalizer"] else None, kept["warnings"]
+    normalizer, warnings = fit_stain(slide, recipe, places.mask, places.origins, threads=workers)
+    if len(places.origins) > recipe.shard_tiles and recipe.stain is not None and not draft.helper:
+        content = {"normalizer": normalizer.as_json() if normalizer else None, "warnings": warnings}
+        make_folder(path.parent)
+        write_file(path, canonical(content))
+        draft.finish_part(_STAIN, [path])
+    return normalizer, warnings
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from tiling.codecs import codec_from_json
-from tiling.commit import Commit, Draft, begin, canonical, damaged, read_commit
+from tiling.commit import Commit, Draft, begin, canonical, damaged, join, read_commit
 from tiling.differences import difference
 from tiling.grid import TileSpec
 from tiling.output import GROUP, ZARR_FOLDER, Output, item_path
@@ -52,6 +52,8 @@ class TileStore:
         Name of the slide; see `tiling.output.name_slides`.
     overwrite
         Replace items that another recipe made, once the new ones are complete.
+    run
+        What names this run, where several processes share the parts of an item; see `tiling.commit.begin`.
 
     Raises
     ------
@@ -59,11 +61,14 @@ class TileStore:
         The id cannot be a folder name.
     """
 
-    def __init__(self, output: Output, slide_id: str, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, output: Output, slide_id: str, *, overwrite: bool = False, run: str | None = None
+    ) -> None:
         self.output = output
         self.folder = output.slide_folder(slide_id)
         self.slide_id = self.folder.name
         self.overwrite = overwrite
+        self.run = run
 
     def __repr__(self) -> str:
         return f"<TileStore {self.slide_id!r} in {str(self.output.root)!r}>"
@@ -132,7 +137,11 @@ class TileStore:
                 path=self.output.root,
                 action="Use the same settings, another -o, or --overwrite to replace it",
             )
-        return begin(path, recipe, work=self.output.work)
+        return begin(path, recipe, work=self.output.work, run=self.run)
+
+    def join(self, item: str, recipe: Mapping[str, Any], *, helper: str) -> Draft:
+        """Help to make an item that another process of this run has begun; see `tiling.commit.join`."""
+        return join(self.path(item), recipe, work=self.output.work, helper=helper, run=self.run)
 
     def _make_groups(self, folder: Path) -> None:
         """Zarr group metadata on the way down to an item, each written whole; mended where it is broken."""
@@ -386,10 +395,15 @@ def make_array(
 ) -> DraftArray:
     """Create one array of an item; with an empty name the item itself is the array.
 
+    Who joined a draft opens what its owner has created.
+
     `fill` must be a value that real data do not have, such as NaN: a hole then shows. Chunks carry checksums.
     Half floats hardly shrink: unpacking them would be most of reading them. Pixels: see `tiling.shards`.
     """
     with output_errors(draft.item):
+        if draft.helper:
+            opened = zarr.open_array(store=LocalStore(draft.folder), path=name or None, mode="r+")
+            return DraftArray(draft, name, rows_per_file, opened)
         array = zarr.create_array(
             store=LocalStore(draft.folder),  # as text, zarr may take a path for an address
             name=name or None,
