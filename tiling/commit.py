@@ -15,8 +15,8 @@ absent or whole. The next run with the same recipe keeps each part that a journa
 vouches for is deleted, so the bytes end up the same as those of a run that nobody killed.
 
 Several processes may share the parts of one item: one begins it, others `join`, each part is one process's.
-When all have ended, the item is begun again, all parts are found, and it is published. To the commit rule those
-who helped are killed runs that had finished something.
+When all have ended, the item is begun again, all parts are found, and it is published. To the commit rule
+those who helped are killed runs that had finished something.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class Draft:
                 sync_folder(Path(base))
             make_folder(self.item.parent)
             crash_point("before-publish")
-            old = self.folder.with_name(f"trash-{self.folder.name}")
+            old = self.folder.with_name(f"trash-{os.urandom(4).hex()}-{self.item.name}")
             if self.item.exists():
                 self.item.rename(old)
                 crash_point("old-away")

@@ -84,7 +84,7 @@ def replacing(path: Path, *, work: Path | None = None) -> Iterator[Path]:
     The temporary file is beside `path`, or in the folder `work` of the same file system: for folders in which
     a kill must not leave anything behind.
     """
-    temporary = (work or path.parent) / f".{path.name}.{os.getpid()}.partial"
+    temporary = (work or path.parent) / f".{path.name}.{os.urandom(4).hex()}.partial"
     try:
         with output_errors(path):
             yield temporary
