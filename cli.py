@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,13 @@ from tiling.arguments import (
     add_foreign,
     add_no_pixels,
     add_tiles,
-    add_workers,
     cut_recipe,
     nominal_spec,
     selection_files,
     with_pixels,
-    workers,
 )
 from tiling.commands import Commands, add_output, add_overwrite, add_results
+from tiling.workers.arguments import add_crew, crew, threads
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
@@ -40,6 +40,7 @@ from wsi.messages import messages, on_a_terminal
 if TYPE_CHECKING:
     from mil.checkpoint import Model
     from tiling.batch import Batch
+    from tiling.pipeline import Step
     from tiling.reporter import Reporter
 
 Arguments = argparse.Namespace
@@ -48,9 +49,10 @@ Arguments = argparse.Namespace
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
+    command = arguments.__dict__.pop("command")
     try:
         with messages(debug=arguments.debug):
-            return int(arguments.command(arguments))
+            return int(command(arguments))
     except MicrotomeError as error:
         if arguments.debug:
             raise
@@ -142,27 +144,23 @@ def doctor(arguments: Arguments) -> int:
 
 def tissue(arguments: Arguments) -> int:
     """Find tissue, and leave an outline to look at."""
-    from tiling.pipeline import survey_step
+    from tiling.pipeline import survey_steps
 
-    return _batch(arguments).over_slides([survey_step(tissue_method(arguments))])
+    return _crewed(arguments).over_slides(partial(survey_steps, tissue_method(arguments)))
 
 
 def tile(arguments: Arguments) -> int:
     """Cut slides into normalised tiles."""
-    from tiling.pipeline import cut_step, survey_step
-    from tiling.qc import qc_step
+    from tiling.qc import tile_steps
 
     recipe, files = cut_recipe(arguments), selection_files(arguments)
-    cutting = cut_step(recipe, files=files, workers=workers(arguments))
-    steps = [survey_step(recipe.tissue), cutting, qc_step()]
-    return _batch(arguments).over_slides(steps, check=files.check)
+    return _crewed(arguments).over_slides(partial(tile_steps, recipe, files), check=files.check)
 
 
 def encode(arguments: Arguments) -> int:
     """Turn tiles into features."""
-    count, contexts = workers(arguments), arguments.context_mpp
-    steps = ml.encoding(arguments, arguments.encoder, workers=count, contexts=contexts)
-    return _batch(arguments).over_stores(steps, slides=arguments.slides)
+    steps = partial(ml.encoding, arguments, arguments.encoder, contexts=arguments.context_mpp)
+    return _crewed(arguments, wants_gpu=True).over_stores(steps, slides=arguments.slides)
 
 
 def train(arguments: Arguments) -> int:
@@ -269,33 +267,33 @@ def adapt(arguments: Arguments) -> int:
     _reporter(arguments).facts({"model": str(folder)} | facts(choice))
     drawing = draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments))
     steps = [predict_step(model, ensemble), drawing]
-    return _batch(arguments, model).over(slides, steps, from_slides=False)
+    return _batch(arguments, model).over(slides, lambda: steps, from_slides=False)
 
 
 def predict(arguments: Arguments) -> int:
     """Score tiles and slides with a trained model; calibrated, and with what a person has to look at."""
     from mil.checkpoint import load_model
-    from mil.steps import predict_step
+    from mil.steps import predict_steps
 
-    model, ensemble = load_model(arguments.model)
-    return _batch(arguments, model).over_stores([predict_step(model, ensemble)])
+    model, _ = load_model(arguments.model)
+    return _crewed(arguments, model).over_stores(partial(predict_steps, arguments.model))
 
 
 def heatmap(arguments: Arguments) -> int:
     """Draw scores as files that people open."""
-    from heatmaps.draw import draw_step
+    from heatmaps.draw import draw_steps
     from mil.checkpoint import load_model
 
-    settings, qupath = drawing(arguments), qupath_options(arguments)
+    how = {"settings": drawing(arguments), "qupath": qupath_options(arguments)}
     model, _ = load_model(arguments.model)
-    step = draw_step(model.name, weights_sha256=model.weights_sha256, settings=settings, qupath=qupath)
-    return _batch(arguments, model).over_stores([step])
+    steps = partial(draw_steps, model.name, weights_sha256=model.weights_sha256, **how)
+    return _crewed(arguments, model).over_stores(steps)
 
 
 def report(arguments: Arguments) -> int:
     """Make a page of each slide and one of all of them: to read, to print, to hand on."""
     plan = reporting(arguments)
-    code = _batch(arguments).over(plan.slides, [plan.step], from_slides=False)
+    code = _batch(arguments).over(plan.slides, lambda: [plan.step], from_slides=False)
     _reporter(arguments).result({"cohort": str(plan.publish_cohort())})
     return code
 
@@ -322,30 +320,33 @@ def import_(arguments: Arguments) -> int:
     steps = import_steps(
         foreign, method=tissue_method(arguments), encoder=arguments.encoder, spec=nominal_spec(arguments)
     )
-    return _batch(arguments).over(slides, steps, from_slides=True)
+    return _batch(arguments).over(slides, lambda: steps, from_slides=True)
 
 
 def run(arguments: Arguments) -> int:
     """Slides to scores and heatmaps with a trained model, cut and encoded as its training slides were."""
+    from mil.checkpoint import load_model
+
+    model, _ = load_model(arguments.model)
+    return _crewed(arguments, model, wants_gpu=True).over_slides(partial(_run_steps, arguments))
+
+
+def _run_steps(arguments: Arguments) -> list[Step]:
     from heatmaps.draw import draw_step
     from mil.checkpoint import load_model
     from mil.steps import predict_step
-    from tiling.pipeline import cut_step, survey_step
-    from tiling.qc import qc_step
+    from tiling.qc import tile_steps
     from tiling.recipe import recipe_from_json
 
     model, ensemble = load_model(arguments.model)
-    recipe, count = with_pixels(recipe_from_json(model.features.as_json()), arguments), workers(arguments)
+    recipe = with_pixels(recipe_from_json(model.features.as_json()), arguments)
     encoder, scales = model.features.encoder, model.features.contexts
-    steps = [
-        survey_step(recipe.tissue),
-        cut_step(recipe, workers=count),
-        qc_step(),
-        *ml.encoding(arguments, encoder["name"], workers=count, contexts=scales, expected=encoder),
+    return [
+        *tile_steps(recipe),
+        *ml.encoding(arguments, encoder["name"], contexts=scales, expected=encoder),
         predict_step(model, ensemble),
         draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments)),
     ]
-    return _batch(arguments, model).over_slides(steps)
 
 
 def demo(arguments: Arguments) -> int:
@@ -393,11 +394,17 @@ def _tell(
     reporter.result({"report": str(folder), "status": "done" if made else "already done", **more})
 
 
-def _batch(arguments: Arguments, model: Model | None = None) -> Batch:
+def _batch(arguments: Arguments, model: Model | None = None, **crew: Any) -> Batch:
     from tiling.batch import Batch
 
     known = (model.name, model.weights_sha256) if model else None
-    return Batch(arguments, _reporter(arguments), sys.argv[1:], known)
+    return Batch(arguments, _reporter(arguments), sys.argv[1:], known, **crew)
+
+
+def _crewed(arguments: Arguments, model: Model | None = None, *, wants_gpu: bool = False) -> Batch:
+    """A batch that those do whom `add_crew` names."""
+    pool = crew(arguments, wants_gpu=wants_gpu, say=_reporter(arguments).say)
+    return _batch(arguments, model, pool=pool, threads=threads(arguments))
 
 
 def _complain(text: str) -> None:
@@ -414,9 +421,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = Commands("Whole slides to predictions and heatmaps.", families={"fewshot": FEW_SHOT})
     add = commands.add
     add(info, "slide.svs --json", add_slides)
-    add(tissue, "slides/ -o results", add_slides, add_method, add_output)
-    add(tile, "slides/ -o results --mpp 0.5", add_slides, add_tiles, add_workers, add_output)
-    to_encode = add_results, ml.add_encoder, ml.add_encoding, add_workers, add_overwrite
+    add(tissue, "slides/ -o results", add_slides, add_method, add_crew, add_output)
+    add(tile, "slides/ -o results --mpp 0.5", add_slides, add_tiles, add_crew, add_output)
+    to_encode = add_results, ml.add_encoder, ml.add_encoding, add_crew, add_overwrite
     add(encode, "results --encoder uni", *to_encode)
     to_train = ml.add_training, ml.add_encoder, ml.add_model
     command = add(train, "results --labels labels.csv -m model", *to_train)
@@ -426,10 +433,11 @@ def build_parser() -> argparse.ArgumentParser:
     add(fewshot_evaluate, "results --annotations regions/ -m meta", few.add_evaluation, add_overwrite)
     command = add(adapt, "-o results --annotations slide.geojson --model meta", few.add_adapting, add_output)
     add_region_rules(command)
-    add(predict, "results -m model", add_results, ml.add_model, add_overwrite)
-    add(heatmap, "results -m model", add_results, ml.add_model, add_drawing, add_regions, add_overwrite)
+    add(predict, "results -m model", add_results, ml.add_model, add_crew, add_overwrite)
+    to_draw = add_results, ml.add_model, add_drawing, add_regions, add_crew, add_overwrite
+    add(heatmap, "results -m model", *to_draw)
     add(report, "results", add_results, add_report, add_overwrite)
-    to_run = add_slides, ml.add_model, add_output, ml.add_network, add_no_pixels, add_workers, add_regions
+    to_run = add_slides, ml.add_model, add_output, ml.add_network, add_no_pixels, add_crew, add_regions
     add(run, "slides/ -m model -o results", *to_run)
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)
     foreign = add_foreign, add_resolution, add_method, add_output
@@ -447,4 +455,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import cli  # other processes import what they do from there, and not from a main program
+
+    sys.exit(cli.main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from heatmaps.ngff import write_ngff
 from heatmaps.numbers import RANK, UNCERTAINTY, Frame, ranks, read_numbers
@@ -173,3 +174,8 @@ def draw_step(
         return draw_heatmap(job.store, model, settings=settings, qupath=qupath, weights_sha256=weights_sha256)
 
     return Step(f"heatmaps/{model}", make)
+
+
+def draw_steps(model: str, **options: Any) -> list[Step]:
+    """`draw_step` alone."""
+    return [draw_step(model, **options)]

@@ -282,7 +282,6 @@ def encoding(
     arguments: Namespace,
     name: str,
     *,
-    workers: int,
     contexts: Sequence[float] = (),
     expected: Mapping[str, Any] | None = None,
 ) -> list[Step]:
@@ -307,5 +306,5 @@ def encoding(
         require_identity(encoder, expected)
     if arguments.compile:
         encoder = compile_encoder(encoder)
-    settings = Encoding(encoder, precision, arguments.batch_size, workers)
+    settings = Encoding(encoder, precision, arguments.batch_size)
     return encode_steps(settings, contexts=contexts)

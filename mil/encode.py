@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from mil.encoder import Encoder
 from mil.feed import PIECE_BYTES, Pace, encode_blocks
 from tiling.commit import Commit, Draft
 from tiling.context import check_context, context_key, context_reader
-from tiling.store import TileStore, make_array
+from tiling.store import DraftArray, TileStore, make_array
 from tiling.tiles import tile_reader
 from tiling.versions import versions
 from wsi.errors import MicrotomeError
@@ -76,15 +77,72 @@ def encode_slide(  # noqa: PLR0913 - choices that have nothing to do with one an
     RecipeError, DamagedError, SlideError, UsageError
         See `TileStore.begin`, `tile_reader`, `context_reader`, `check_context` and `require_precision`.
     """
-    key = encoder.key
+    features = begin_features(store, encoder, slide=slide, context_mpp=context_mpp, precision=precision)
+    if features is None:
+        return store.require(_item(encoder, context_mpp))
+    watched = Watched(times or Stopwatch(), progress)
+    features.encode(features.missing(), batch_size=batch_size, readers=readers, watched=watched)
+    return features.publish(batch_size=batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureDraft:
+    """A slide's features, being made."""
+
+    store: TileStore
+    encoder: Encoder
+    draft: Draft
+    read: ReadTiles
+    """Gives the pixels of a range of tiles."""
+    precision: Precision
+
+    def create(self) -> None:
+        """Make the array, for those who join."""
+        self._array()
+
+    def _array(self) -> DraftArray:
+        shape, rows = (len(self.store), self.encoder.dim), self.store.shards()[0].stop
+        return make_array(self.draft, "", shape=shape, rows_per_file=rows, dtype=np.float16, fill=np.nan)
+
+    def missing(self) -> list[slice]:
+        """The shards of tiles that no run has encoded."""
+        return [rows for rows in self.store.shards() if _part(rows) not in self.draft.parts]
+
+    def encode(
+        self, shards: Sequence[slice], *, batch_size: int | None, readers: int, watched: Watched
+    ) -> None:
+        """Encode some of `missing`; the rest as in `encode_slide`."""
+        size = batch_size or best_batch_size(self.encoder.device)
+        pace = Pace(size, readers, max(1, PIECE_BYTES // (3 * self.store.spec.size_px**2)))
+        _encode_shards(self, shards, pace=pace, watched=watched)
+
+    def publish(self, *, batch_size: int | None) -> Commit:
+        """Commit them, when none is missing."""
+        size = batch_size or best_batch_size(self.encoder.device)
+        record = {"tiles": len(self.store), "batch_size": size, "compiled": self.encoder.compiled}
+        return self.draft.publish(record | {"versions": versions("torch", "timm")})
+
+
+def begin_features(
+    store: TileStore,
+    encoder: Encoder,
+    *,
+    slide: Slide | None = None,
+    context_mpp: float | None = None,
+    precision: Precision | None = None,
+    helper: str = "",
+) -> FeatureDraft | None:
+    """Begin a slide's features, or go on with them; None where they are there. As in `encode_slide`.
+
+    With a `helper`'s name, join in encoding what another process has begun: see `tiling.commit.join`.
+    """
     if context_mpp is not None:
         check_context(store, context_mpp)
-        key = context_key(key, context_mpp)
-    item = f"features/{key}"
+    item = _item(encoder, context_mpp)
     precision = require_precision(
         precision
         or _precision_there(store, item)
-        or _precision_there(store, f"features/{encoder.key}")
+        or _precision_there(store, _item(encoder, None))
         or best_precision(encoder.device),
         encoder.device,
     )
@@ -96,47 +154,35 @@ def encode_slide(  # noqa: PLR0913 - choices that have nothing to do with one an
     }
     if context_mpp is not None:
         recipe["context_mpp"] = context_mpp
-    draft = store.begin(item, recipe)
+    draft = store.join(item, recipe, helper=helper) if helper else store.begin(item, recipe)
     if draft is None:
-        return store.require(item)
+        return None
     # Not sooner: what is encoded already needs no slide again.
     read = tile_reader(store, slide) if context_mpp is None else context_reader(store, slide, mpp=context_mpp)
-    size = batch_size or best_batch_size(encoder.device)
-    pace = Pace(size, readers, max(1, PIECE_BYTES // (3 * store.spec.size_px**2)))
-    watched = _Watched(times or Stopwatch(), progress)
-    _encode_missing(draft, store, encoder, read, precision=precision, pace=pace, watched=watched)
-    record = {"tiles": len(store), "batch_size": size, "compiled": encoder.compiled}
-    return draft.publish(record | {"versions": versions("torch", "timm")})
+    return FeatureDraft(store, encoder, draft, read, precision)
+
+
+def _item(encoder: Encoder, context_mpp: float | None) -> str:
+    key = encoder.key if context_mpp is None else context_key(encoder.key, context_mpp)
+    return f"features/{key}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Watched:
+class Watched:
     """Who hears how it goes."""
 
     times: Stopwatch
     progress: Progress | None
 
 
-def _encode_missing(
-    draft: Draft,
-    store: TileStore,
-    encoder: Encoder,
-    read: ReadTiles,
-    *,
-    precision: Precision,
-    pace: Pace,
-    watched: _Watched,
-) -> None:
-    """Every shard that no killed run has finished."""
-    shards, count = store.shards(), len(store)
-    progress, times = watched.progress, watched.times
-    shape = (count, encoder.dim)
-    array = make_array(draft, "", shape=shape, rows_per_file=shards[0].stop, dtype=np.float16, fill=np.nan)
-    missing = [rows for rows in shards if _part(rows) not in draft.parts]
-    done = count - sum(rows.stop - rows.start for rows in missing)
+def _encode_shards(made: FeatureDraft, shards: Sequence[slice], *, pace: Pace, watched: Watched) -> None:
+    store, draft, encoder = made.store, made.draft, made.encoder
+    count, progress, times = len(store), watched.progress, watched.times
+    array = made._array()
+    done = sum(rows.stop - rows.start for rows in store.shards() if _part(rows) in draft.parts)
     if progress and done:
         progress(done, count)
-    blocks = encode_blocks(encoder, missing, read, precision=precision, pace=pace, times=times)
+    blocks = encode_blocks(encoder, shards, made.read, precision=made.precision, pace=pace, times=times)
     with contextlib.closing(blocks):  # on an error and on Ctrl-C too, no thread reads on
         for rows, features in blocks:
             with np.errstate(over="ignore"):  # becomes infinity, which is refused by name

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from mil.checkpoint import Model
+from mil.checkpoint import Model, load_model
 from mil.device import Precision
-from mil.encode import encode_slide
+from mil.encode import FeatureDraft, Watched, begin_features, encode_slide
 from mil.encoder import Encoder
 from mil.encoders import check_mpp
 from mil.ensemble import Ensemble
@@ -29,8 +30,6 @@ class Encoding:
     """None for that of what is there, else the fastest that the machine has."""
     batch_size: int | None = None
     """Tiles at once; None for what suits the device."""
-    workers: int = 1
-    """Threads that read tiles while others are encoded."""
 
 
 def encode_steps(encoding: Encoding, *, contexts: Sequence[float] = ()) -> list[Step]:
@@ -63,12 +62,53 @@ def _encode_step(encoding: Encoding, item: str, context_mpp: float | None) -> St
             context_mpp=context_mpp,
             precision=encoding.precision,
             batch_size=encoding.batch_size,
-            readers=encoding.workers,
+            readers=job.threads,
             progress=job.progress,
             times=job.times,
         )
 
-    return Step(item, make)
+    return Step(item, make, _FeatureParts(encoding, context_mpp), wants_gpu=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _FeatureParts:
+    """Features by shards of tiles."""
+
+    encoding: Encoding
+    context_mpp: float | None
+
+    def missing(self, job: Job) -> Sequence[int]:
+        features = self._begin(job)
+        if features is None:
+            return ()
+        features.create()
+        step = job.store.shards()[0].stop
+        return [rows.start // step for rows in features.missing()]
+
+    def make(self, job: Job, part: int) -> None:
+        key = f"features@{self.context_mpp}"
+        if key not in job.kept:
+            job.kept[key] = self._begin(job)
+        watched = Watched(job.times, job.progress)
+        shards = [job.store.shards()[part]]
+        job.kept[key].encode(
+            shards, batch_size=self.encoding.batch_size, readers=job.threads, watched=watched
+        )
+
+    def _begin(self, job: Job) -> FeatureDraft | None:
+        return begin_features(
+            job.store,
+            self.encoding.encoder,
+            slide=job.slide,
+            context_mpp=self.context_mpp,
+            precision=self.encoding.precision,
+            helper=job.helper,
+        )
+
+
+def predict_steps(folder: Path) -> list[Step]:
+    """Score slides and their tiles with the model in a folder."""
+    return [predict_step(*load_model(folder))]
 
 
 def predict_step(model: Model, ensemble: Ensemble) -> Step:

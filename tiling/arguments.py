@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from tiling.selection import SelectionFiles
     from tiling.stain import StainMethod
     from wsi.slide import Slide
-
-MOST_WORKERS = 8
-"""More threads than this on one slide wait for one another."""
 
 
 def add_tiles(parser: ArgumentParser) -> None:
@@ -88,15 +84,6 @@ def add_regions(parser: ArgumentParser) -> None:
     add_origin(group)
 
 
-def add_workers(parser: ArgumentParser) -> None:
-    """How much of the machine to use."""
-    parser.add_argument(
-        "--workers",
-        type=int,
-        help=f"threads for tiles (default: the cores, {MOST_WORKERS} at most)",
-    )
-
-
 def add_export(parser: ArgumentParser) -> None:
     """Whose files to write, and where."""
     parser.add_argument("--format", choices=["clam", "trident"], required=True, help="whose layout")
@@ -132,16 +119,6 @@ def nominal_spec(arguments: Namespace) -> TileSpec | None:
         return replace(spec, overlap_px=arguments.overlap_px) if spec and arguments.overlap_px else spec
     except ValueError as error:
         raise UsageError(str(error), action="See 'microtome import --help'") from error
-
-
-def workers(arguments: Namespace) -> int:
-    """What `add_workers` says."""
-    if arguments.workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores, MOST_WORKERS)
-    if arguments.workers < 1:
-        raise UsageError(f"--workers is {arguments.workers}", action="Give 1 or more")
-    return int(arguments.workers)
 
 
 def cut_recipe(arguments: Namespace) -> CutRecipe:

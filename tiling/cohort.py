@@ -1,13 +1,12 @@
-"""Many slides, one after the other: a slide that fails is named at the end, and stops no other."""
+"""How slides end, and the log of it."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -18,13 +17,10 @@ from tiling.commit import canonical
 from tiling.output import Output
 from tiling.versions import versions
 from wsi.durable import make_folder, write_file
-from wsi.errors import MicrotomeError, NoTilesError, NoTissueError, OutputBusyError, OutputError, UsageError
-from wsi.messages import printable
+from wsi.errors import UsageError
 
-Work = Callable[[str, Path], bool]
-"""Does everything for one slide (id, file); True where something was made, False where all was there."""
-
-_log = logging.getLogger(__name__)
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+_WRITTEN_EVERY = 60.0  # seconds
 
 
 class Status(Enum):
@@ -69,50 +65,6 @@ class StepTime:
         return asdict(self) | {"seconds": round(self.seconds, 3), "activities": activities}
 
 
-def run_cohort(
-    slides: Mapping[str, Path],
-    work: Work,
-    *,
-    report: Callable[[Outcome], None] = lambda outcome: None,
-    debug: bool = False,
-) -> list[Outcome]:
-    """Call `work` on every slide; `report` hears of each outcome at once.
-
-    Raises
-    ------
-    OutputError, OutputBusyError
-        Nothing can be written any more: going on would fail every slide. What is finished stays.
-    """
-    outcomes = []
-    for slide_id, path in slides.items():
-        outcome = _run_one(slide_id, path, work, debug=debug)
-        outcomes.append(outcome)
-        report(outcome)
-    return outcomes
-
-
-def _run_one(slide_id: str, path: Path, work: Work, *, debug: bool) -> Outcome:
-    start = time.monotonic()
-    reason, exit_code = "", 0
-    try:
-        status = Status.DONE if work(slide_id, path) else Status.ALREADY_DONE
-    except NoTissueError as error:
-        status = Status.NO_TILES if isinstance(error, NoTilesError) else Status.NO_TISSUE
-        reason = str(error)
-    except (OutputError, OutputBusyError):
-        raise
-    except MicrotomeError as error:
-        status, reason, exit_code = Status.FAILED, str(error), error.exit_code
-    except Exception as error:  # a bug of ours must not cost the other slides
-        if debug:
-            raise
-        _log.debug("unexpected", exc_info=True)
-        status, exit_code = Status.FAILED, 70
-        reason = f"{path}: unexpected {type(error).__name__}: {error}. Run it with --debug and report it"
-    seconds = round(time.monotonic() - start, 3)
-    return Outcome(printable(slide_id), printable(str(path)), status, printable(reason), exit_code, seconds)
-
-
 def exit_code(outcomes: Sequence[Outcome]) -> int:
     """0 if all is well, 70 for a bug of ours, 2 if every slide failed for the settings, else 1."""
     codes = Counter(outcome.exit_code for outcome in outcomes)
@@ -123,29 +75,58 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return 0 if codes[0] == len(outcomes) else 1
 
 
+@dataclass(slots=True)
+class RunLog:
+    """What was run, when and how it ended, kept beside the results (never in them: they tell no time).
+
+    Parameters
+    ----------
+    output
+        In whose ``runs/`` it is kept.
+    command
+        What was typed.
+    """
+
+    output: Output
+    command: Sequence[str]
+    _slides: list[dict[str, Any]] = field(default_factory=list)
+    _begun: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _written: float = field(default_factory=time.monotonic)
+
+    def add(
+        self, outcome: Outcome, steps: Sequence[StepTime] = (), *, ledger: Mapping[str, Any] = NOTHING
+    ) -> None:
+        """A slide that has ended, how long its steps took, and what else its work cost."""
+        times = [step.as_json() for step in steps]
+        told = asdict(outcome) | {"status": outcome.status.value, "steps": times}
+        self._slides.append(told | ({"work": dict(ledger)} if ledger else {}))
+        if time.monotonic() - self._written > _WRITTEN_EVERY:
+            self.write()
+
+    def write(self) -> Path:
+        """Write it anew; so a run that is killed leaves the log of some moment before."""
+        self._written = time.monotonic()
+        path = self.output.root / "runs" / f"{self._begun:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.json"
+        content: dict[str, Any] = {
+            "command": list(self.command),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "slides": self._slides,
+            "versions": versions("torch", "timm"),
+        }
+        make_folder(path.parent)
+        write_file(path, canonical(content))
+        return path
+
+
 def write_run_log(
     output: Output,
     command: Sequence[str],
     outcomes: Sequence[Outcome],
     *,
-    spent: Mapping[str, Sequence[StepTime]] = MappingProxyType({}),
+    spent: Mapping[str, Sequence[StepTime]] = NOTHING,
 ) -> Path:
-    """Keep what was run, when and how it ended, beside the results (never in them: they tell no time).
-
-    `spent` is how long the finished steps of each slide took, by its id.
-    """
-    steps = {printable(name): [step.as_json() for step in its] for name, its in spent.items()}
-    now = datetime.now(UTC)
-    path = output.root / "runs" / f"{now:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.json"
-    content: dict[str, Any] = {
-        "command": list(command),
-        "ended": now.isoformat(timespec="seconds"),
-        "slides": [
-            asdict(outcome) | {"status": outcome.status.value, "steps": steps.get(outcome.slide_id, [])}
-            for outcome in outcomes
-        ],
-        "versions": versions("torch", "timm"),
-    }
-    make_folder(path.parent)
-    write_file(path, canonical(content))
-    return path
+    """A `RunLog` of slides that have all ended; `spent` is how long their steps took, by slide."""
+    log = RunLog(output, command)
+    for outcome in outcomes:
+        log.add(outcome, spent.get(outcome.slide_id, ()))
+    return log.write()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tiling.store import TileStore
@@ -30,15 +31,22 @@ def ensure(store: TileStore, item: str, make: Callable[[], object]) -> bool:
     except DamagedError as error:
         _set_aside(store, store.path(item), error)
         before = None
-    try:
+    with setting_aside(store):
         make()
+    after = store.find(item)
+    return before is None or after is None or before.digest != after.digest
+
+
+@contextlib.contextmanager
+def setting_aside(store: TileStore) -> Iterator[None]:
+    """Where damage is found in an item of the slide, set that one aside; the error goes on."""
+    try:
+        yield
     except DamagedError as error:
         culprit = Path(error.path or "")
         if store.output.is_item(culprit):
             _set_aside(store, culprit, error)
         raise
-    after = store.find(item)
-    return before is None or after is None or before.digest != after.digest
 
 
 def _set_aside(store: TileStore, culprit: Path, error: DamagedError) -> None:

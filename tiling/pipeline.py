@@ -1,19 +1,13 @@
-"""Steps over slides: each step has one item made, and a batch survives whatever one slide does."""
+"""Steps over a slide: each has one item made, and says how its work can be shared."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from typing import Any, Protocol
 
 from tiling.blocks import Progress
-from tiling.cohort import Outcome, StepTime, run_cohort, write_run_log
-from tiling.cut import WORKERS, cut_slide
-from tiling.ensure import ensure
-from tiling.output import Output
+from tiling.cut import WORKERS, Cutting, begin_cutting
 from tiling.recipe import CutRecipe
 from tiling.selection import EVERYWHERE, SelectionFiles
 from tiling.store import TileStore
@@ -21,6 +15,10 @@ from tiling.survey import read_mask, survey_slide
 from wsi.slide import Slide
 from wsi.stopwatch import Stopwatch
 from wsi.tissue import TissueMethod
+
+
+def unheard(done: int, total: int) -> None:
+    """The progress that nobody hears of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +29,31 @@ class Job:
     """Where it reads and writes."""
     slide: Slide | None
     """The open slide; None for steps that start from the store."""
-    progress: Progress
+    progress: Progress = unheard
     """To be called with (done, in all)."""
     times: Stopwatch = field(default_factory=Stopwatch)
     """Told how long each activity takes; that of the slide where there is one."""
+    threads: int = WORKERS
+    """How many it may have at work. They change no byte."""
+    helper: str = ""
+    """Who makes a part, where it is a part that is made; see `tiling.commit.join`."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What a step keeps from one part of a slide to the next."""
 
     def open_slide(self) -> Slide:
         """The slide, for steps that cannot do without."""
         assert self.slide is not None, "this step needs the slide file"
         return self.slide
+
+
+class Parts(Protocol):
+    """How a step's work is shared by several processes."""
+
+    def missing(self, job: Job) -> Sequence[int]:
+        """Begin the item, and say which of its parts are not there; none where the item is."""
+
+    def make(self, job: Job, part: int) -> None:
+        """Make one of them, as `Job.helper`, while others are made elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,77 +63,11 @@ class Step:
     item: str
     """Name of the item; see `TileStore`."""
     make: Callable[[Job], object]
-    """Makes and commits it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """The steps of a command, in order, and how they treat what they find."""
-
-    steps: Sequence[Step]
-    open_slide: Callable[[Path], Slide] | None = None
-    """How slide files are opened; None where the steps start from the store."""
-    overwrite: bool = False
-    """Replace items that another recipe made."""
-
-    def run_one(
-        self, store: TileStore, path: Path, progress: Progress, *, spent: list[StepTime] | None = None
-    ) -> bool:
-        """All steps for one slide; True where there was something to do. `spent` gets the time of each."""
-        spent = [] if spent is None else spent
-        with self.open_slide(path) if self.open_slide else nullcontext() as slide:
-            job = Job(store, slide, progress, slide.times if slide else Stopwatch())
-            for step in self.steps:
-                start, before = time.perf_counter(), job.times.seconds()
-                made = ensure(store, step.item, partial(step.make, job))
-                seconds = time.perf_counter() - start
-                spent.append(StepTime(step.item, made, seconds, job.times.since(before)))
-        return any(step.made for step in spent)
-
-    def run(
-        self,
-        output: Output,
-        slides: Mapping[str, Path],
-        *,
-        command: Sequence[str],
-        show: Callable[[str], AbstractContextManager[Progress]],
-        report: Callable[[Outcome], None],
-        debug: bool = False,
-    ) -> list[Outcome]:
-        """All steps for every slide, under the output's lock; the run is logged.
-
-        Parameters
-        ----------
-        output
-            Where to write.
-        slides
-            Files by slide id.
-        command
-            For the log.
-        show
-            Gives the progress display of a slide.
-        report
-            Hears of each outcome at once.
-        debug
-            Let an unexpected exception through.
-
-        Raises
-        ------
-        OutputError, OutputBusyError
-            Nothing can be written; what is finished stays.
-        """
-        spent: dict[str, list[StepTime]] = {}
-
-        def work(slide_id: str, path: Path) -> bool:
-            with show(slide_id) as progress:
-                store = TileStore(output, slide_id, overwrite=self.overwrite)
-                return self.run_one(store, path, progress, spent=spent.setdefault(slide_id, []))
-
-        with output.lock():
-            output.clean()
-            outcomes = run_cohort(slides, work, report=report, debug=debug)
-            write_run_log(output, command, outcomes, spent=spent)
-        return outcomes
+    """Makes and commits it, with the parts that are there already."""
+    parts: Parts | None = None
+    """How its work can be shared, if it can."""
+    wants_gpu: bool = False
+    """Whether it is for a worker that has a GPU, where there is one."""
 
 
 def survey_step(method: TissueMethod) -> Step:
@@ -127,19 +75,54 @@ def survey_step(method: TissueMethod) -> Step:
     return Step("tissue", lambda job: survey_slide(job.open_slide(), job.store, method))
 
 
-def cut_step(recipe: CutRecipe, *, files: SelectionFiles = EVERYWHERE, workers: int = WORKERS) -> Step:
-    """Cut tiles out of the tissue that the survey found, or of what `files` select of it."""
+def survey_steps(method: TissueMethod) -> list[Step]:
+    """Tissue alone."""
+    return [survey_step(method)]
 
-    def make(job: Job) -> object:
+
+@dataclass(frozen=True, slots=True)
+class CutParts:
+    """Tiles by blocks, each a shard."""
+
+    recipe: CutRecipe
+    files: SelectionFiles
+
+    def missing(self, job: Job) -> Sequence[int]:
+        """Numbers of the blocks that no run has cut."""
+        cutting = self._begin(job)
+        if cutting is None:
+            return ()
+        missing = cutting.blocks(workers=job.threads).missing()
+        return [block.start // self.recipe.shard_tiles for block in missing]
+
+    def make(self, job: Job, part: int) -> None:
+        """Cut one block."""
+        if "cutting" not in job.kept:
+            job.kept["cutting"] = self._begin(job)
+        cutter = job.kept["cutting"].blocks(workers=job.threads)
+        start = part * self.recipe.shard_tiles
+        cutter.cut_blocks([block for block in cutter.missing() if block.start == start], job.progress)
+
+    def all(self, job: Job) -> None:
+        """Cut what is missing, and commit the tiles."""
+        cutting = self._begin(job)
+        if cutting is not None:
+            cutting.finish(workers=job.threads, progress=job.progress)
+
+    def _begin(self, job: Job) -> Cutting | None:
         slide, store = job.open_slide(), job.store
-        return cut_slide(
+        return begin_cutting(
             slide,
             store,
-            recipe,
+            self.recipe,
             mask=read_mask(store),
-            selection=files.read(slide, store.slide_id),
-            workers=workers,
-            progress=job.progress,
+            selection=self.files.read(slide, store.slide_id),
+            workers=job.threads,
+            helper=job.helper,
         )
 
-    return Step("tiles", make)
+
+def cut_step(recipe: CutRecipe, *, files: SelectionFiles = EVERYWHERE) -> Step:
+    """Cut tiles out of the tissue that the survey found, or of what `files` select of it."""
+    parts = CutParts(recipe, files)
+    return Step("tiles", parts.all, parts)

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from tiling.commit import Commit, canonical
 from tiling.contact import TileGroup, contact_sheet, highest, spread
-from tiling.pipeline import Job, Step
+from tiling.pipeline import Job, Step, cut_step, survey_step
 from tiling.quality import MAX_PEN, MEASURES, PEN_MEASURES, pen_share
 from tiling.quality_page import qc_page, tile_map
+from tiling.recipe import CutRecipe
+from tiling.selection import EVERYWHERE, SelectionFiles
 from tiling.store import TileStore
 from tiling.survey import read_mask, read_thumbnail
 from tiling.tiles import read_on_the_fly
@@ -105,6 +107,11 @@ def review_slide(store: TileStore, *, read_tiles: ReadTiles | None = None) -> Co
     if sheet is not None:
         write_file(draft.folder / CONTACT, sheet)
     return draft.publish({"notes": summary["notes"], "versions": versions()})
+
+
+def tile_steps(recipe: CutRecipe, files: SelectionFiles = EVERYWHERE) -> list[Step]:
+    """Tissue, tiles, and a look at them."""
+    return [survey_step(recipe.tissue), cut_step(recipe, files=files), qc_step()]
 
 
 def qc_step() -> Step:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TextIO
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tiling.blocks import Progress
 from tiling.cohort import Outcome, Status
@@ -15,6 +16,11 @@ from tiling.output import Output
 from tiling.store import TileStore, judges_tiles, scores_by
 from wsi.errors import MicrotomeError
 from wsi.messages import on_a_terminal
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from tiling.workers.unit import Progressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,20 @@ class Reporter:
             self.say(f"  {name:<{width}}  {on_a_terminal(outcome.reason)}")
 
     @contextlib.contextmanager
+    def cohort(
+        self, count: int, output: Output, *, model: tuple[str, str] | None = None
+    ) -> Iterator[CohortWatch]:
+        """For a batch of so many slides: a bar of them, or of the only one's tiles, and their outcomes."""
+        if self.as_json or self.quiet or not self.messages.isatty():
+            yield CohortWatch(self, output, model, None)
+            return
+        from tqdm import tqdm
+
+        unit, total = ("slide", count) if count > 1 else ("tile", None)
+        with tqdm(unit=unit, total=total, leave=False, file=self.messages, smoothing=0.05) as bar:
+            yield CohortWatch(self, output, model, bar)
+
+    @contextlib.contextmanager
     def progress(self, name: str, *, unit: str = "tile") -> Iterator[Progress]:
         """A progress bar on a terminal; elsewhere nothing."""
         if self.as_json or self.quiet or not self.messages.isatty():
@@ -88,13 +108,46 @@ class Reporter:
         from tqdm import tqdm
 
         with tqdm(desc=name, unit=unit, leave=False, file=self.messages) as bar:
+            yield partial(_show, bar)
 
-            def show(done: int, total: int) -> None:
-                if total != bar.total or done < bar.n:  # the next step of the same slide
-                    bar.reset(total)
-                bar.update(done - bar.n)
 
-            yield show
+@dataclass(slots=True)
+class CohortWatch:
+    """Tells how slides end, below a bar that says how many have, how fast, and how long it will take."""
+
+    reporter: Reporter
+    output: Output
+    model: tuple[str, str] | None
+    """Name and weights of the model whose predictions are told."""
+    bar: tqdm[Any] | None
+    """None where nobody looks."""
+    _tiles: dict[str, int] = field(default_factory=dict)
+
+    def ended(self, outcome: Outcome) -> None:
+        """A slide has."""
+        if self.bar is not None:
+            self.bar.clear()
+        self.reporter.outcome(outcome, self.output, model=self.model)
+        if self.bar is not None and self.bar.unit == "slide":
+            self._tiles.pop(outcome.slide_id, None)
+            self.bar.update()
+
+    def progressed(self, event: Progressed) -> None:
+        """A slide's tiles have; of many slides, those are named that are at work."""
+        if self.bar is None:
+            return
+        if self.bar.unit == "tile":
+            _show(self.bar, event.done, event.total)
+            return
+        self._tiles[event.unit.slide_id] = event.done
+        self.bar.set_postfix_str(f"{len(self._tiles)} at work", refresh=False)
+        self.bar.refresh()
+
+
+def _show(bar: tqdm[Any], done: int, total: int) -> None:
+    if total != bar.total or done < bar.n:  # the next step of the same slide
+        bar.reset(total)
+    bar.update(done - bar.n)
 
 
 def figures(store: TileStore, model: tuple[str, str] | None = None) -> dict[str, Any]:

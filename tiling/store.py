@@ -402,7 +402,7 @@ def make_array(
     """
     with output_errors(draft.item):
         if draft.helper:
-            opened = zarr.open_array(store=LocalStore(draft.folder), path=name or None, mode="r+")
+            opened = zarr.open_array(store=LocalStore(draft.folder), path=name, mode="r+")
             return DraftArray(draft, name, rows_per_file, opened)
         array = zarr.create_array(
             store=LocalStore(draft.folder),  # as text, zarr may take a path for an address

@@ -11,7 +11,8 @@
     ├── UsageError (ValueError)        wrong settings: nothing was started    exit 2
     │   └── RecipeError                output made by another recipe is in the way
     ├── OutputError (OSError)          output not writable, or disk full      exit 74
-    └── OutputBusyError (OSError)      another run holds the output           exit 75
+    ├── OutputBusyError (OSError)      another run holds the output           exit 75
+    └── SchedulerLostError             the cluster's scheduler is gone        exit 75
 
 Each is one sentence on what is wrong, where, and one on what to do.
 """
@@ -86,5 +87,11 @@ class OutputError(MicrotomeError, OSError):
 
 class OutputBusyError(MicrotomeError, OSError):
     """Another run is writing to this output."""
+
+    exit_code = 75
+
+
+class SchedulerLostError(MicrotomeError):
+    """The scheduler of the cluster that did the work is gone."""
 
     exit_code = 75

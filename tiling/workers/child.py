@@ -1,0 +1,125 @@
+"""The child's side: a process that does units until its parent is gone.
+
+It is a process of its own and no fork: no thread or lock of the parent's is in it. It talks on a socket, in
+pickles; whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import signal
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tiling.workers.unit import Refused, Unit, Work
+from tiling.workers.worker import Worker
+from wsi.errors import MicrotomeError
+from wsi.messages import messages
+
+HEARTBEAT_SECONDS = 0.25
+IDLE_SECONDS = 600.0
+"""A child that nobody wants for so long ends, and what it holds of a GPU is free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Something goes on."""
+
+    step: int
+    """The step that it is at."""
+    found: int
+    """Tiles that it found done when it came to this step."""
+    done: int
+    total: int
+    """Tiles that are done now, in all; 0 of steps that count none."""
+
+
+def main(descriptor: int) -> None:
+    """Serve the parent at the other end of a socket; returns when it is gone, or wants nothing for long."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of Ctrl-C, and decides
+    os.dup2(2, 1)
+    with contextlib.suppress(OSError):  # if memory runs out, the child goes, and not the parent
+        Path("/proc/self/oom_score_adj").write_text("900")
+    line = _Line(Connection(descriptor))
+    work: Work = line.next()
+    with messages(debug=work.orders.debug):
+        try:
+            worker = Worker(work)
+        except MicrotomeError as error:
+            line.send(Refused(error))
+            return
+        line.send(worker.name)
+        while True:
+            try:
+                unit: Unit = line.next(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                return
+            with _Heartbeat(line, worker) as heart:
+                result = worker.do(unit, heart.progress, reached=heart.reached)
+            line.send(result)
+
+
+class _Line:
+    """The connection: a thread listens all the time, so that the end of the parent is this process's end."""
+
+    def __init__(self, connection: Connection[Any, Any]) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def next(self, timeout: float | None = None) -> Any:
+        return pickle.loads(self._arrived.get(timeout=timeout))  # noqa: S301 - our parent's, of our user
+
+    def send(self, message: object) -> None:
+        with self._lock:
+            try:
+                self._connection.send(message)
+            except OSError:
+                os._exit(1)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._arrived.put(self._connection.recv_bytes())
+            except (EOFError, OSError):
+                os._exit(1)  # whatever is not finished was journalled, or is made again
+
+
+class _Heartbeat:
+    """Tells the parent while something goes on; and nothing while nothing does."""
+
+    def __init__(self, line: _Line, worker: Worker) -> None:
+        self._line, self._worker = line, worker
+        self._now = Alive(-1, 0, 0, 0)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> _Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def reached(self, step: int) -> None:
+        self._now = Alive(step, -1, 0, 0)
+
+    def progress(self, done: int, total: int) -> None:
+        now = self._now
+        self._now = Alive(now.step, done if now.found < 0 else now.found, done, total)
+
+    def _beat(self) -> None:
+        said: tuple[Alive, float] | None = None
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            seen = self._now, self._worker.busy_seconds()
+            if seen != said:
+                self._line.send(seen[0])
+                said = seen

@@ -1,0 +1,81 @@
+"""`Pool`: who does units. One process, this machine's, or a cluster's: whoever drives them cannot tell."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from tiling.workers.unit import Event, Progressed, Report, Unit, Work
+from tiling.workers.worker import Worker
+
+
+class Pool(Protocol):
+    """Does units, several at a time."""
+
+    def width(self) -> int:
+        """How many units are done at a time."""
+
+    def room(self, *, on_gpu: bool | None) -> int:
+        """How many units of this kind can be given now without their waiting for long."""
+
+    def has_gpus(self) -> bool:
+        """Whether some of its workers have a GPU for themselves, and take the units that want one."""
+
+    def give(self, unit: Unit) -> None:
+        """Have a unit done."""
+
+    def wait(self) -> list[Event]:
+        """What has happened since, after a moment's wait at most.
+
+        Raises
+        ------
+        MicrotomeError
+            Nobody can do anything any more.
+        """
+
+    def close(self) -> None:
+        """Stop everybody at once; what is not finished is lost."""
+
+
+class Here:
+    """The process itself, one unit after the other. No other is started, and nothing is held to limits."""
+
+    def __init__(self, work: Work, *, told: Callable[[Event], None] = lambda event: None) -> None:
+        self._worker = Worker(work)
+        self._told = told
+        self._waiting: deque[Unit] = deque()
+
+    def width(self) -> int:
+        """One."""
+        return 1
+
+    def room(self, *, on_gpu: bool | None) -> int:
+        """One, if it has none."""
+        return 1 - len(self._waiting)
+
+    def has_gpus(self) -> bool:
+        """It has what there is, and shares it with nobody."""
+        return False
+
+    def give(self, unit: Unit) -> None:
+        """Keep it for `wait`."""
+        self._waiting.append(unit)
+
+    def wait(self) -> list[Event]:
+        """Do what was given."""
+        events: list[Event] = []
+        while self._waiting:
+            unit, start = self._waiting.popleft(), time.monotonic()
+
+            def progress(done: int, total: int, unit: Unit = unit) -> None:
+                self._told(Progressed(unit, done, total))
+
+            result = self._worker.do(unit, progress)
+            events.append(Report(unit, result, self._worker.name, time.monotonic() - start))
+        return events
+
+    def close(self) -> None:
+        """Close the slide that is open."""
+        self._worker.let_go()
