@@ -22,12 +22,15 @@ from tiling.workers.unit import (
     SlideFile,
     Unit,
 )
+from wsi.errors import MicrotomeError
 from wsi.messages import printable
 
 MANY_PARTS = 8
 """A step with more missing parts is shared even where other slides wait: else the largest slide ends last."""
 MOST_DEATHS = 2
 """How often a slide may take a process along by itself."""
+MOST_STILLBORN = 20
+"""How many processes may die before they begin with anything, one after the other."""
 MOST_KILLS = 6
 """How often its process may be killed, by whomever, without having got any further."""
 
@@ -135,6 +138,7 @@ class _Run:
         self._slides = {slide_id: _Slide(file) for slide_id, file in slides.items()}
         self._fresh = deque(slides)
         self._waiting: dict[bool, deque[Unit]] = {False: deque(), True: deque()}  # by whether a GPU is wanted
+        self._stillborn = 0
         self.outcomes: list[Outcome] = []
 
     def is_on(self) -> bool:
@@ -159,6 +163,10 @@ class _Run:
         slide.workers |= {report.worker} if report.worker else set()
         slide.seconds += report.seconds
         slide.peak_bytes = max(slide.peak_bytes, report.peak_bytes)
+        if isinstance(report.result, Died) and not report.result.began:
+            self._start_again(unit, slide, report.result)
+            return
+        self._stillborn = 0
         result = report.result
         if isinstance(result, Refused):
             raise result.error
@@ -197,6 +205,19 @@ class _Run:
 
     def _wait(self, unit: Unit) -> None:
         self._waiting[bool(unit.on_gpu)].appendleft(unit)
+
+    def _start_again(self, unit: Unit, slide: _Slide, death: Died) -> None:
+        """Of a process that died before it began: no slide's fault; but not for ever."""
+        self._stillborn += 1
+        if self._stillborn > MOST_STILLBORN:
+            raise MicrotomeError(
+                f"{self._stillborn} worker processes died one after the other before they began "
+                f"({death.reason})",
+                action="Run it with --workers 0, which tells more; memory may be too small for so many",
+            )
+        if not slide.over:
+            slide.tries += 1
+            self._wait(unit)
 
     def _bury(self, unit: Unit, slide: _Slide, death: Died) -> None:
         """Try again, unless it would die again."""

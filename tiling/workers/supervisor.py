@@ -164,7 +164,7 @@ class Child:
             f" while it held {self._peak >> 20} MiB" if self._peak else ""
         )
         reached = self._alive.step, max(0, self._alive.found)
-        return [self._report(Died(said, by_itself=by_itself, reached=reached))]
+        return [self._report(Died(said, by_itself=by_itself, reached=reached, began=self.ready))]
 
     def _report(self, result: Result) -> Report:
         assert self.unit is not None

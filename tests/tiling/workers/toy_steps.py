@@ -1,0 +1,111 @@
+"""Steps without pixels, which can do to their process what a slide can; imported by other processes too."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiling.commit import Draft
+from tiling.output import Output
+from tiling.pipeline import Job, Step
+from tiling.store import TileStore
+from wsi.durable import write_file
+from wsi.errors import NoTissueError, SlideError
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Makes an item of some parts; what else it does depends on the slide's name."""
+
+    log: Path
+    """A folder where each part that is made leaves a mark, and each attempt."""
+    parts: int = 4
+    seconds: float = 0.0
+    """Of each part."""
+    item: str = "tiles"
+    wants_gpu: bool = False
+
+    def __call__(self) -> list[Step]:
+        """The step."""
+        return [self.step()]
+
+    def step(self) -> Step:
+        return Step(self.item, self.all, self, wants_gpu=self.wants_gpu)
+
+    def missing(self, job: Job) -> Sequence[int]:
+        draft = job.store.begin(self.item, self._recipe(job))
+        return () if draft is None else [n for n in range(self.parts) if str(n) not in draft.parts]
+
+    def make(self, job: Job, part: int) -> None:
+        self._part(job, job.store.join(self.item, self._recipe(job), helper=job.helper), part)
+
+    def all(self, job: Job) -> object:
+        draft = job.store.begin(self.item, self._recipe(job))
+        if draft is None:
+            return None
+        for part in range(self.parts):
+            if str(part) not in draft.parts:
+                self._part(job, draft, part)
+            job.progress(part + 1, self.parts)
+        return draft.publish({})
+
+    def _recipe(self, job: Job) -> dict[str, object]:
+        return {"step": self.item, "of": job.store.slide_id, "parts": self.parts}
+
+    def _part(self, job: Job, draft: Draft, part: int) -> None:
+        self.mark(f"{job.store.slide_id}.{part}")
+        misbehave(job.store.slide_id)
+        time.sleep(self.seconds)
+        path = draft.folder / f"part-{part}"
+        write_file(path, f"{job.store.slide_id} {part}\n".encode() * 1000)
+        draft.finish_part(str(part), [path])
+
+    def mark(self, what: str) -> None:
+        """Leave a mark that no other process overwrites: attempt, process, and time."""
+        (self.log / f"{what}.{os.getpid()}.{time.monotonic_ns()}").touch()
+
+
+def misbehave(slide_id: str) -> None:
+    """Do what the slide's name says."""
+    kind = slide_id.partition("-")[0]
+    if kind == "segfault":
+        ctypes.string_at(0)
+    elif kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "leaves":
+        os._exit(3)
+    elif kind == "hang":
+        time.sleep(3600)
+    elif kind == "hog":
+        held = [bytearray(os.urandom(1 << 20) * 64) for _ in range(64)]
+        time.sleep(3600 * len(held))
+    elif kind == "damaged":
+        raise SlideError("is damaged", path=slide_id, action="Copy it again")
+    elif kind == "bug":
+        raise ZeroDivisionError("of course")
+    elif kind == "empty":
+        raise NoTissueError("no tissue", path=slide_id)
+    elif kind == "prints":
+        os.write(1, b"a library prints\n")
+
+
+def attempts(log: Path) -> list[str]:
+    """Every part that was begun, once for each time."""
+    return sorted(path.name.rsplit(".", 2)[0] for path in log.iterdir())
+
+
+def results(output: Output) -> dict[str, bytes]:
+    """Every byte of the slides that have a committed item."""
+    root = output.root / "slides"
+    files = (path for name in output.slide_ids() for path in sorted((root / name).rglob("*")))
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files if path.is_file()}
+
+
+def whole(output: Output, slide_id: str, item: str = "tiles") -> bool:
+    """Whether the slide's item is committed."""
+    return TileStore(output, slide_id).find(item) is not None
