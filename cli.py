@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,9 +30,8 @@ from tiling.arguments import (
     cut_recipe,
     nominal_spec,
     selection_files,
-    with_pixels,
 )
-from tiling.commands import Commands, add_output, add_overwrite, add_results
+from tiling.commands import Commands, add_checks, add_output, add_overwrite, add_results
 from tiling.workers.arguments import add_crew, crew, threads
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
@@ -333,20 +333,10 @@ def run(arguments: Arguments) -> int:
 
 def _run_steps(arguments: Arguments) -> list[Step]:
     from heatmaps.draw import draw_step
-    from mil.checkpoint import load_model
-    from mil.steps import predict_step
-    from tiling.qc import tile_steps
-    from tiling.recipe import recipe_from_json
 
-    model, ensemble = load_model(arguments.model)
-    recipe = with_pixels(recipe_from_json(model.features.as_json()), arguments)
-    encoder, scales = model.features.encoder, model.features.contexts
-    return [
-        *tile_steps(recipe),
-        *ml.encoding(arguments, encoder["name"], contexts=scales, expected=encoder),
-        predict_step(model, ensemble),
-        draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments)),
-    ]
+    model, steps = ml.scoring(arguments)
+    drawn = draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments))
+    return [*steps, drawn]
 
 
 def demo(arguments: Arguments) -> int:
@@ -443,9 +433,7 @@ def build_parser() -> argparse.ArgumentParser:
     foreign = add_foreign, add_resolution, add_method, add_output
     add(import_, "trident-files --slides slides/ -o results", *foreign)
     add(view, "results", viewing.add_viewing)
-    command = add(verify, "results --full", add_results)
-    command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
-    command.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")
+    add(verify, "results --full", add_results, add_checks)
     command = add(doctor, "results")
     command.add_argument("out", metavar="OUT", type=Path, nargs="?", default=Path(), help="where to write")
     command = add(demo, "-o demo-out")
@@ -455,6 +443,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    import cli  # other processes import what they do from there, and not from a main program
-
-    sys.exit(cli.main())
+    # Other processes import what they do from a module, which a main program is not.
+    sys.exit(importlib.import_module("cli").main())

@@ -180,7 +180,7 @@ def whole_table(bench: Bench, path: Path) -> None:
     def command(threads: int) -> Whole:
         def run() -> Cost:
             with tempfile.TemporaryDirectory() as out:
-                cost = launched([*tile, "-o", out, "--workers", str(threads)])
+                cost = launched([*tile, "-o", out, "--workers", "0", "--threads", str(threads)])
                 output = Output(Path(out))
                 return replace(cost, units=len(TileStore(output, output.slide_ids()[0])))
 

@@ -15,6 +15,7 @@ from wsi.errors import UsageError
 
 if TYPE_CHECKING:
     from mil.assessment.settings import Wanted
+    from mil.checkpoint import Model
     from mil.study import StudyRecipe
     from tiling.pipeline import Step
 
@@ -95,6 +96,7 @@ def wanted_assessment(arguments: Namespace) -> Wanted:
     """What `add_evaluation` asks for; defaults are the model's own, and those of the settings."""
     from mil.assessment.lesions import Lesions
     from mil.assessment.settings import Wanted
+    from mil.checkpoint import Model
     from mil.evaluation.bootstrap import Resampling
     from wsi.regions import RegionFiles
 
@@ -308,3 +310,18 @@ def encoding(
         encoder = compile_encoder(encoder)
     settings = Encoding(encoder, precision, arguments.batch_size)
     return encode_steps(settings, contexts=contexts)
+
+
+def scoring(arguments: Namespace) -> tuple[Model, list[Step]]:
+    """The model in ``arguments.model``, and the steps from a slide to its scores: as its own slides were."""
+    from mil.checkpoint import load_model
+    from mil.steps import predict_step
+    from tiling.arguments import with_pixels
+    from tiling.qc import tile_steps
+    from tiling.recipe import recipe_from_json
+
+    model, ensemble = load_model(arguments.model)
+    recipe = with_pixels(recipe_from_json(model.features.as_json()), arguments)
+    encoder, scales = model.features.encoder, model.features.contexts
+    encoded = encoding(arguments, encoder["name"], contexts=scales, expected=encoder)
+    return model, [*tile_steps(recipe), *encoded, predict_step(model, ensemble)]

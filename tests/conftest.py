@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tiling.workers.arguments import WORKERS_VARIABLE
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_processes_unless_asked() -> Iterator[None]:
+    """Commands of a test work in its own process, where it can look: else each would start others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(WORKERS_VARIABLE, "0")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ def test_tissue_that_covers_a_hundred_thousand_pixels_square_is_found_in_bounded
 def test_every_tile_of_a_covered_slide_is_looked_at_in_bounded_memory_by_many_threads(tmp_path: Path) -> None:
     slide = write_huge_slide(tmp_path / "covered.svs", size=(100_000, 100_000), tissue_px=60_032)
     # Pixels are decoded and judged, and not stored: that would be gigabytes.
-    options = ["--no-pixels", "--workers", "8", "--mpp", "0.5"]
+    options = ["--no-pixels", "--workers", "0", "--threads", "8", "--mpp", "0.5"]
     cut = microtome("tile", slide, tmp_path / "out", *options)
     assert cut.found["tiles"] > 13_000
     assert cut.peak < GIB

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +10,14 @@ import numpy as np
 from mil.device import Precision
 from mil.encoders import untrained_encoder
 from mil.steps import Encoding, encode_steps
-from tiling.blocks import Progress
 from tiling.grid import TileSpec
 from tiling.output import Output
-from tiling.pipeline import Pipeline, Step, cut_step, survey_step
+from tiling.pipeline import Step, cut_step, survey_step
 from tiling.recipe import CutRecipe
+from tiling.workers.run import run_slides
+from tiling.workers.unit import Orders, SlideFile
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
-
-
-@contextlib.contextmanager
-def silent(name: str) -> Iterator[Progress]:
-    yield lambda done, every: None
 
 
 def run(output: Output, slide: Path) -> list[dict[str, object]]:
@@ -31,9 +25,8 @@ def run(output: Output, slide: Path) -> list[dict[str, object]]:
     recipe = CutRecipe(TileSpec(64, 1.0), tiles_per_shard=16)
     encoding = Encoding(untrained_encoder("timm:test_vit", seed=0), Precision.FP32)
     steps: list[Step] = [survey_step(recipe.tissue), cut_step(recipe), *encode_steps(encoding)]
-    Pipeline(steps, Slide).run(
-        output, {slide.stem: slide}, command=["run"], show=silent, report=lambda outcome: None
-    )
+    orders = Orders(lambda: steps, lambda file: Slide(file.path))
+    run_slides(output, {slide.stem: SlideFile(slide)}, orders, command=["run"])
     log = json.loads(sorted((output.root / "runs").glob("*.json"))[-1].read_bytes())
     return list(log["slides"][0]["steps"])
 

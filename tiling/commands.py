@@ -84,3 +84,9 @@ def add_output(parser: ArgumentParser) -> None:
     """The folder for results, and `add_overwrite`."""
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
     add_overwrite(parser)
+
+
+def add_checks(parser: ArgumentParser) -> None:
+    """How closely results are looked at, and what becomes of damaged ones."""
+    parser.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
+    parser.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")

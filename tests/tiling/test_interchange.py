@@ -30,9 +30,10 @@ from tiling.interchange import (
     pick_slides,
 )
 from tiling.output import Output, verify_items
-from tiling.pipeline import Pipeline
 from tiling.store import TileStore, make_array
 from tiling.tiles import tile_reader
+from tiling.workers.run import run_slides
+from tiling.workers.unit import Orders, SlideFile
 from wsi.errors import MicrotomeError, NoTissueError, RecipeError, UsageError
 from wsi.geometry import Level, Resolution
 from wsi.slide import Slide
@@ -801,18 +802,11 @@ def test_features_of_other_tiles_are_refused(slide: Slide, tmp_path: Path) -> No
 
 
 def run_import(root: Path, files: list[Path], slides: dict[str, Path], **more: Any) -> Any:
-    import contextlib
-
     foreign = find_foreign(files)
     steps = import_steps(foreign, method=HlsThresholds(), **more)
-    return Pipeline(steps, Slide).run(
-        Output(root),
-        pick_slides(foreign, slides),
-        command=["import"],
-        show=lambda name: contextlib.nullcontext(lambda done, total: None),
-        report=lambda outcome: None,
-        debug=True,
-    )
+    picked = {name: SlideFile(path) for name, path in pick_slides(foreign, slides).items()}
+    orders = Orders(lambda: steps, lambda file: Slide(file.path))
+    return run_slides(Output(root), picked, orders, command=["import"])
 
 
 def test_a_job_folder_of_trident_is_imported(slide_path: Path, tmp_path: Path) -> None:

@@ -16,18 +16,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tiling.cohort import Status
 from tiling.commit import canonical
 from tiling.contact import SIDE_PX, TileGroup, contact_sheet, highest, spread
 from tiling.cut import cut_slide
 from tiling.grid import TileSpec
 from tiling.output import Output
-from tiling.pipeline import Pipeline, cut_step, survey_step
-from tiling.qc import SlideQuality, caption, choose, draw_map, facts_of, qc_step, review_slide, summarise
+from tiling.qc import SlideQuality, caption, choose, draw_map, facts_of, review_slide, summarise, tile_steps
 from tiling.quality import MEASURES, QualityFilter
 from tiling.quality_page import COLOURS, qc_page, tile_map
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore
 from tiling.survey import survey_slide
+from tiling.workers.run import run_slides
+from tiling.workers.unit import Orders, SlideFile
 from wsi.errors import UsageError
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
@@ -308,9 +310,9 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reviewed(slide_path: Path, root: Path, recipe: CutRecipe = RECIPE) -> TileStore:
     store = TileStore(Output(root), slide_path.stem)
-    steps = [survey_step(recipe.tissue), cut_step(recipe), qc_step()]
-    with store.output.lock():
-        assert Pipeline(steps, open_slide=Slide).run_one(store, slide_path, lambda done, every: None)
+    orders = Orders(lambda: tile_steps(recipe), lambda file: Slide(file.path))
+    (outcome,) = run_slides(store.output, {store.slide_id: SlideFile(slide_path)}, orders, command=["tile"])
+    assert outcome.status is Status.DONE
     return store
 
 

@@ -14,7 +14,6 @@ import signal
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from tiling.workers.unit import Refused, Unit, Work
@@ -45,7 +44,7 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of Ctrl-C, and decides
     os.dup2(2, 1)
     with contextlib.suppress(OSError):  # if memory runs out, the child goes, and not the parent
-        Path("/proc/self/oom_score_adj").write_text("900")
+        os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"900")
     line = _Line(Connection(descriptor))
     work: Work = line.next()
     with messages(debug=work.orders.debug):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ import pytest
 from heatmaps.report.chosen import choose_model
 from heatmaps.report.make import CONTENT, PAGE, report_item, report_slide
 from heatmaps.report.spent import RunLogs, read_runs
-from tiling.blocks import Progress
 from tiling.codecs import Raw
 from tiling.grid import TileSpec
 from tiling.output import Output
-from tiling.pipeline import Pipeline, cut_step, survey_step
+from tiling.pipeline import cut_step, survey_step
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore, make_array
+from tiling.workers.run import run_slides
+from tiling.workers.unit import Orders, SlideFile
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
 
@@ -49,18 +49,13 @@ VERDICT = {
 VOID = {"meta", "img", "rect", "br"}
 
 
-@contextlib.contextmanager
-def no_progress(name: str) -> Iterator[Progress]:
-    yield lambda done, every: None
-
-
 def cut(output: Output, slides: dict[str, Path], *, pixels: bool = True) -> None:
     """Survey and cut slides, with a log of the run."""
     recipe = CutRecipe(TileSpec(64, 1.0), stain=None, pixels=Raw() if pixels else None, tiles_per_shard=16)
     steps = [survey_step(recipe.tissue), cut_step(recipe)]
-    Pipeline(steps, Slide).run(
-        output, slides, command=["tile", "slides"], show=no_progress, report=lambda outcome: None
-    )
+    files = {name: SlideFile(path) for name, path in slides.items()}
+    orders = Orders(lambda: steps, lambda file: Slide(file.path))
+    run_slides(output, files, orders, command=["tile", "slides"])
 
 
 def score(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +17,10 @@ from tiling.cohort import Outcome, Status
 from tiling.output import Output
 from tiling.workers.children import Children
 from tiling.workers.limits import Limits
-from tiling.workers.run import Watcher, run_slides
-from tiling.workers.unit import Event, Orders, SlideFile, Work
-from wsi.errors import MicrotomeError
+from tiling.workers.run import run_slides
+from tiling.workers.unit import Orders, SlideFile, Work
+
+UNLIMITED = Limits()
 
 
 def run(
@@ -32,8 +29,7 @@ def run(
     make: toy.Toy,
     *,
     workers: int = 2,
-    limits: Limits = Limits(),
-    watcher: Watcher = Watcher(),
+    limits: Limits = UNLIMITED,
 ) -> dict[str, Outcome]:
     """Toy slides by real processes, into ``folder/out``."""
     make.log.mkdir(exist_ok=True)
@@ -42,9 +38,7 @@ def run(
         return Children(work, workers=workers, limits=limits)
 
     slides = {name: SlideFile(Path(f"{name}.svs")) for name in names}
-    outcomes = run_slides(
-        Output(folder / "out"), slides, Orders(make), command=["toy"], pool=pool, watcher=watcher
-    )
+    outcomes = run_slides(Output(folder / "out"), slides, Orders(make), command=["toy"], pool=pool)
     return {outcome.slide_id: outcome for outcome in outcomes}
 
 
