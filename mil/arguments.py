@@ -96,7 +96,6 @@ def wanted_assessment(arguments: Namespace) -> Wanted:
     """What `add_evaluation` asks for; defaults are the model's own, and those of the settings."""
     from mil.assessment.lesions import Lesions
     from mil.assessment.settings import Wanted
-    from mil.checkpoint import Model
     from mil.evaluation.bootstrap import Resampling
     from wsi.regions import RegionFiles
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -19,7 +24,10 @@ from tiling.workers.children import Children
 from tiling.workers.limits import Limits
 from tiling.workers.run import run_slides
 from tiling.workers.unit import Orders, SlideFile, Work
+from wsi.errors import MicrotomeError, UsageError
+from wsi.synthetic import write_slide
 
+ROOT = Path(__file__).resolve().parents[3]
 UNLIMITED = Limits()
 
 
@@ -30,6 +38,7 @@ def run(
     *,
     workers: int = 2,
     limits: Limits = UNLIMITED,
+    threads: int = 1,
 ) -> dict[str, Outcome]:
     """Toy slides by real processes, into ``folder/out``."""
     make.log.mkdir(exist_ok=True)
@@ -38,7 +47,9 @@ def run(
         return Children(work, workers=workers, limits=limits)
 
     slides = {name: SlideFile(Path(f"{name}.svs")) for name in names}
-    outcomes = run_slides(Output(folder / "out"), slides, Orders(make), command=["toy"], pool=pool)
+    outcomes = run_slides(
+        Output(folder / "out"), slides, Orders(make, threads=threads), command=["toy"], pool=pool
+    )
     return {outcome.slide_id: outcome for outcome in outcomes}
 
 
@@ -111,3 +122,98 @@ def test_processes_killed_at_any_time_cost_no_more_than_the_part_in_flight(tmp_p
     begun = toy.attempts(make.log)
     assert len(begun) - len(set(begun)) <= kills[0]
     assert toy.results(Output(tmp_path / "out")) == undisturbed(tmp_path, names, make)
+
+
+def test_a_large_slide_is_shared_and_the_bytes_do_not_tell(tmp_path: Path) -> None:
+    """Tiles and features of one slide by two processes, a shard each at a time, and by one alone."""
+    slide = tmp_path / "s.svs"
+    write_slide(slide, seed=2, lesion=True, size=(1536, 1024))
+    files = {"s": SlideFile(slide)}
+    orders = Orders(toy.real_steps, toy.open_slide)
+
+    def pool(work: Work, told: object) -> Children:
+        return Children(work, workers=2, limits=UNLIMITED)
+
+    (one,) = run_slides(Output(tmp_path / "one"), files, orders, command=["run"])
+    (two,) = run_slides(Output(tmp_path / "two"), files, orders, command=["run"], pool=pool)
+    assert one.status is two.status is Status.DONE, two.reason
+    assert toy.results(Output(tmp_path / "one")) == toy.results(Output(tmp_path / "two"))
+    (log,) = (tmp_path / "two" / "runs").glob("*.json")
+    (told,) = json.loads(log.read_bytes())["slides"]
+    assert len(told["work"]["workers"]) == 2
+    # Tissue and fit, the blocks, the rest and the features' beginning, the features' shards, their end.
+    assert told["work"]["units"] > 2 * 3
+    steps = {step["step"]: step for step in told["steps"]}
+    assert [*steps] == ["tissue", "tiles", "features/timm-test_vit"]
+    assert steps["tiles"]["activities"].keys() >= {"decode", "stain", "quality", "write"}
+    assert not list((tmp_path / "two" / ".work").glob("*journal*"))
+    again = run_slides(Output(tmp_path / "two"), files, orders, command=["run"], pool=pool)
+    assert [outcome.status for outcome in again] == [Status.ALREADY_DONE]
+
+
+def test_processes_end_with_their_parent(tmp_path: Path) -> None:
+    """Also with one that is killed, in the middle of a slide: nobody writes after it."""
+    (tmp_path / "log").mkdir()
+    script = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "import toy_steps as toy\n"
+        "from tiling.output import Output\n"
+        "from tiling.workers.children import Children\n"
+        "from tiling.workers.limits import Limits\n"
+        "from tiling.workers.run import run_slides\n"
+        "from tiling.workers.unit import Orders, SlideFile\n"
+        "folder = Path(sys.argv[2])\n"
+        "make = toy.Toy(folder / 'log', parts=1000, seconds=0.02)\n"
+        "pool = lambda work, told: Children(work, workers=2, limits=Limits())\n"
+        "slides = {name: SlideFile(Path(name)) for name in ('sound-1', 'sound-2')}\n"
+        "run_slides(Output(folder / 'out'), slides, Orders(make), command=['toy'], pool=pool)\n"
+    )
+    words = [sys.executable, "-c", script, str(Path(toy.__file__).parent), str(tmp_path)]
+    parent = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        wait_for(lambda: len(toy.attempts(tmp_path / "log")) > 20)
+        children = psutil.Process(parent.pid).children()
+        assert len(children) == 2
+    finally:
+        parent.kill()
+        parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    before = len(toy.attempts(tmp_path / "log"))
+    time.sleep(0.2)
+    assert len(toy.attempts(tmp_path / "log")) == before
+
+
+def test_steps_that_cannot_be_made_end_the_run_before_any_slide(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such thing"):
+        run(tmp_path, ["sound-1", "sound-2"], toy.Unmakable(tmp_path / "log"))
+    assert not toy.results(Output(tmp_path / "out"))
+
+
+def test_a_process_that_cannot_even_start_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(MicrotomeError, match="could not start"):
+        run(tmp_path, ["sound-1"], toy.Unpicklable(tmp_path / "log"))
+
+
+def test_what_libraries_print_is_no_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = run(tmp_path, ["prints-1"], toy.Toy(tmp_path / "log"))
+    assert found["prints-1"].status is Status.DONE
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "a library prints" in err
+
+
+def test_libraries_have_the_threads_that_the_worker_has_and_may_start_processes(tmp_path: Path) -> None:
+    found = run(tmp_path, ["sound-1"], toy.LooksAround(tmp_path / "log"), threads=1)
+    assert found["sound-1"].status is Status.DONE, found["sound-1"].reason
+    seen = json.loads((tmp_path / "log" / "seen.json").read_text())
+    assert seen == {"torch": 1, "child": 42}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.05)

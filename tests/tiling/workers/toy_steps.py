@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import multiprocessing
 import os
 import signal
 import time
@@ -11,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiling.commit import Draft
+from tiling.grid import TileSpec
 from tiling.output import Output
-from tiling.pipeline import Job, Step
+from tiling.pipeline import Job, Step, cut_step, survey_step
+from tiling.recipe import CutRecipe
 from tiling.store import TileStore
+from tiling.workers.unit import SlideFile
 from wsi.durable import write_file
-from wsi.errors import NoTissueError, SlideError
+from wsi.errors import NoTissueError, SlideError, UsageError
+from wsi.slide import Slide
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Toy:
         return {"step": self.item, "of": job.store.slide_id, "parts": self.parts}
 
     def _part(self, job: Job, draft: Draft, part: int) -> None:
-        self.mark(f"{job.store.slide_id}.{part}")
+        self.mark(f"{self.item}:{job.store.slide_id}.{part}")
         misbehave(job.store.slide_id)
         time.sleep(self.seconds)
         path = draft.folder / f"part-{part}"
@@ -66,8 +72,58 @@ class Toy:
         draft.finish_part(str(part), [path])
 
     def mark(self, what: str) -> None:
-        """Leave a mark that no other process overwrites: attempt, process, and time."""
-        (self.log / f"{what}.{os.getpid()}.{time.monotonic_ns()}").touch()
+        """Leave a mark that no other process overwrites: what, by whose child, and when."""
+        (self.log / f"{what}.{os.getppid()}.{time.monotonic_ns()}").touch()
+
+
+class Unmakable(Toy):
+    """Of settings that are wrong."""
+
+    def __call__(self) -> list[Step]:
+        raise UsageError("there is no such thing")
+
+
+class Unpicklable(Toy):
+    """Of a module that other processes do not have."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_elsewhere, ())
+
+
+def _elsewhere() -> None:
+    raise ModuleNotFoundError("no module of that name")
+
+
+class LooksAround(Toy):
+    """Tells what its process may do."""
+
+    def _part(self, job: Job, draft: Draft, part: int) -> None:
+        import torch
+
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            seen = {"torch": torch.get_num_threads(), "child": pool.apply(_answer)}
+        (self.log / "seen.json").write_text(json.dumps(seen))
+        super()._part(job, draft, part)
+
+
+def _answer() -> int:
+    return 42
+
+
+def real_steps() -> list[Step]:
+    """Tissue, tiles and features, in shards of four tiles."""
+    from mil.device import Precision
+    from mil.encoders import untrained_encoder
+    from mil.steps import Encoding, encode_steps
+
+    recipe = CutRecipe(TileSpec(64, 1.0), tiles_per_shard=4)
+    encoding = Encoding(untrained_encoder("timm:test_vit", seed=0), Precision.FP32)
+    return [survey_step(recipe.tissue), cut_step(recipe), *encode_steps(encoding)]
+
+
+def open_slide(file: SlideFile) -> Slide:
+    """The slide."""
+    return Slide(file.path)
 
 
 def misbehave(slide_id: str) -> None:
@@ -96,7 +152,7 @@ def misbehave(slide_id: str) -> None:
 
 def attempts(log: Path) -> list[str]:
     """Every part that was begun, once for each time."""
-    return sorted(path.name.rsplit(".", 2)[0] for path in log.iterdir())
+    return sorted(path.name.rsplit(".", 2)[0].partition(":")[2] for path in log.iterdir())
 
 
 def results(output: Output) -> dict[str, bytes]:
@@ -104,6 +160,22 @@ def results(output: Output) -> dict[str, bytes]:
     root = output.root / "slides"
     files = (path for name in output.slide_ids() for path in sorted((root / name).rglob("*")))
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files if path.is_file()}
+
+
+def parents(log: Path, item: str) -> set[int]:
+    """Processes whose children made parts of such items."""
+    return {int(p.name.rsplit(".", 2)[1]) for p in log.iterdir() if p.name.startswith(f"{item}:")}
+
+
+@dataclass(frozen=True)
+class TwoToys:
+    """An item that wants no GPU, and then one that does."""
+
+    first: Toy
+    second: Toy
+
+    def __call__(self) -> list[Step]:
+        return [self.first.step(), self.second.step()]
 
 
 def whole(output: Output, slide_id: str, item: str = "tiles") -> bool:
