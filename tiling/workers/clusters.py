@@ -14,6 +14,7 @@ worker_extra_args = ["--lifetime", "11h", "--lifetime-stagger", "10m"]
 from __future__ import annotations
 
 import contextlib
+import logging
 import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -32,10 +33,10 @@ CLUSTERS = {
     "pbs": "PBSCluster",
     "lsf": "LSFCluster",
     "sge": "SGECluster",
-    "local": "LocalCluster",
 }
-"""What a file may call its ``kind``, and dask-jobqueue's class; ``local`` starts jobs here, to try it."""
+"""What a file may call its ``kind``, and dask-jobqueue's class of it."""
 _CONNECT_SECONDS = 20
+_CLOSE_SECONDS = 5
 
 
 def open_cluster(
@@ -51,6 +52,7 @@ def open_cluster(
         Nobody answers.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
         if arguments.cluster:
             cluster = stack.enter_context(start_cluster(arguments.cluster))
             client = stack.enter_context(connected(address=cluster.scheduler_address))
@@ -59,7 +61,7 @@ def open_cluster(
         else:
             client = stack.enter_context(connected(address=arguments.scheduler))
         say(f"scheduler {client.scheduler.address}, dashboard {client.dashboard_link}")
-        pool = DaskPool(client, work, limits=limits)
+        pool = DaskPool(client, work, limits=limits, say=say)
         pool.closing(stack.pop_all())
         return pool
 
@@ -86,28 +88,56 @@ def connected(**where: Any) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What Dask logs of lost connections, we raise."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
 def start_cluster(path: Path) -> Iterator[Any]:
     """The cluster that a file describes; its jobs end with the run."""
     kind, jobs, options = read_cluster(path)
     try:
         import dask_jobqueue
-        from dask_jobqueue.local import LocalCluster
     except ImportError as error:
         raise UsageError(
             "dask-jobqueue is not installed", path=path, action="pip install 'microtome[cluster]'"
         ) from error
-    make = LocalCluster if kind == "local" else getattr(dask_jobqueue, CLUSTERS[kind])
+    make = getattr(dask_jobqueue, CLUSTERS[kind])
     try:
-        cluster = make(**options)
+        cluster = make(**{"scheduler_options": {"dashboard_address": ":0"}, **options})
     except (TypeError, ValueError, OSError) as error:
         raise UsageError(
             f"{CLUSTERS[kind]} does not take these [options] ({_first_line(error)})",
             path=path,
             action="See dask-jobqueue's documentation of it",
         ) from error
-    with cluster:
-        cluster.scale(jobs=jobs)
+    try:
+        _submit(cluster, jobs, path)
         yield cluster
+    finally:
+        with contextlib.suppress(Exception):  # of jobs that were never submitted, too
+            cluster.close(timeout=_CLOSE_SECONDS)
+
+
+def _submit(cluster: Any, jobs: int, path: Path) -> None:
+    """As dask-jobqueue's own `scale`, but that one fails in the background, and tells nobody."""
+    try:
+        for _ in range(jobs):
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        cluster.sync(cluster._correct_state)
+    except Exception as error:
+        raise UsageError(
+            f"no job can be submitted ({_first_line(error)})",
+            path=path,
+            action="Try it with the queueing system's own command, on this machine",
+        ) from error
 
 
 def read_cluster(path: Path) -> tuple[str, int, Mapping[str, Any]]:

@@ -12,7 +12,7 @@ import pickle
 import queue
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ _AHEAD = 2
 """Units that each thread has been given: one at work, one that waits for it. The rest waits here."""
 _LOOK_SECONDS = 0.25
 _LOST_SECONDS = 20.0
+_SAY_SECONDS = 300.0
 
 
 class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
@@ -112,15 +113,21 @@ class DaskPool:
         What they do.
     limits
         What each of their processes may take.
+    say
+        Hears that there are no workers yet: a queue may be long.
     """
 
-    def __init__(self, client: Client, work: Work, *, limits: Limits) -> None:
-        self._client = client
+    def __init__(
+        self, client: Client, work: Work, *, limits: Limits, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._client, self._say = client, say
         self._crew = f"microtome-{work.run}"
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._units: dict[Future, Unit] = {}
         self._threads, self._gpus, self._looked = 0, 0, -1e9
         self._closing = contextlib.ExitStack()
+        self._lost = False
+        self._say_again = time.monotonic() + _LOST_SECONDS
         client.register_plugin(
             Crew(self._crew, pickle.dumps(work), limits, work.orders.threads), name=self._crew
         )
@@ -162,6 +169,10 @@ class DaskPool:
             future = self._ended.get(timeout=_LOOK_SECONDS)
         except queue.Empty:
             self._require_scheduler()
+            self._count()
+            if self._threads == 0 and time.monotonic() > self._say_again:
+                self._say(f"waiting for workers to come to {self._client.scheduler.address}")
+                self._say_again = time.monotonic() + _SAY_SECONDS
             return []
         unit = self._units.pop(future)
         report = self._report(future, unit)
@@ -170,10 +181,11 @@ class DaskPool:
 
     def close(self) -> None:
         """Give up what runs, and end the workers' processes."""
-        with contextlib.suppress(Exception):  # whatever the state of the cluster is
-            self._client.cancel(list(self._units))
-        with contextlib.suppress(Exception):
-            self._client.unregister_worker_plugin(self._crew)
+        if not self._lost:  # else each of these would wait for a scheduler to come back
+            with contextlib.suppress(Exception):  # whatever the state of the cluster is
+                self._client.cancel(list(self._units))
+            with contextlib.suppress(Exception):
+                self._client.unregister_worker_plugin(self._crew)
         self._closing.close()
 
     def closing(self, stack: contextlib.ExitStack) -> None:
@@ -185,7 +197,7 @@ class DaskPool:
             report: Report = future.result(timeout=_LOST_SECONDS)
             return report
         if future.status != "error":
-            raise lost()
+            raise self._gone()
         error = future.exception(timeout=_LOST_SECONDS)
         if isinstance(error, KilledWorker):
             return Report(unit, Died("the Dask workers that did it died", by_itself=False))
@@ -205,12 +217,11 @@ class DaskPool:
 
     def _require_scheduler(self) -> None:
         if self._client.status != "running":
-            raise lost()
+            raise self._gone()
 
-
-def lost() -> SchedulerLostError:
-    """The error of a scheduler that is gone."""
-    return SchedulerLostError(
-        "the connection to the Dask scheduler is lost",
-        action="Run the same command again when there is one: what is finished is kept",
-    )
+    def _gone(self) -> SchedulerLostError:
+        self._lost = True
+        return SchedulerLostError(
+            "the connection to the Dask scheduler is lost",
+            action="Run the same command again when there is one: what is finished is kept",
+        )

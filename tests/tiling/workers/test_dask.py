@@ -117,9 +117,7 @@ def by(cluster: Cluster, limits: Limits = Limits()) -> OpenPool:  # noqa: B008 -
     return pool
 
 
-def run(
-    folder: Path, names: list[str], make: Callable[[], list[object]], pool: OpenPool
-) -> dict[str, Outcome]:
+def run(folder: Path, names: list[str], make: MakeSteps, pool: OpenPool) -> dict[str, Outcome]:
     (folder / "log").mkdir(exist_ok=True)
     slides = {name: SlideFile(Path(f"{name}.svs")) for name in names}
     outcomes = run_slides(Output(folder / "out"), slides, Orders(make), command=["toy"], pool=pool)

@@ -1,0 +1,71 @@
+"""A worker takes part only where its results would be the same, and go to the same place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import toy_steps as toy
+
+from tiling.output import Output
+from tiling.versions import versions
+from tiling.workers.limits import Limits, fair_share, machine_memory
+from tiling.workers.unit import Orders, SlideFile, Unit, Work
+from tiling.workers.worker import Worker, announce_run
+from wsi.errors import UsageError
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    (tmp_path / "log").mkdir()
+    output = Output(tmp_path / "out")
+    with output.lock():
+        announce_run(output, "this run")
+    return Work(Orders(toy.Toy(tmp_path / "log")), output.root, "this run", versions())
+
+
+def test_a_worker_of_other_versions_or_of_another_folder_is_refused(work: Work, tmp_path: Path) -> None:
+    Worker(work)
+    with pytest.raises(UsageError, match=r"has numpy .* was started with 1\.0.*same versions"):
+        Worker(replace(work, versions=versions() | {"numpy": "1.0"}))
+    with pytest.raises(UsageError, match="does not see the folder"):
+        Worker(replace(work, root=tmp_path / "not-mounted"))
+    with pytest.raises(UsageError, match="does not see the folder"):
+        Worker(replace(work, run="of yesterday"))
+
+
+def test_a_slide_stays_open_from_part_to_part_and_no_longer(work: Work, tmp_path: Path) -> None:
+    opened: list[SlideFile] = []
+    closed: list[SlideFile] = []
+
+    class Watched:
+        def __init__(self, file: SlideFile) -> None:
+            from wsi.stopwatch import Stopwatch
+
+            opened.append(file)
+            self.file, self.times = file, Stopwatch()
+
+        def close(self) -> None:
+            closed.append(self.file)
+
+    orders = replace(work.orders, open_slide=Watched)  # type: ignore[arg-type]
+    worker = Worker(replace(work, orders=orders))
+    one, two = (Unit(name, SlideFile(tmp_path / name), step=0) for name in ("sound-1", "sound-2"))
+    for unit in (replace(one, most_parts=1), one.at(0, part=0), one.at(0, part=3), one, two):
+        worker.do(unit, lambda done, total: None)
+    assert [file.path.name for file in opened] == ["sound-1", "sound-2"]
+    worker.do(Unit("damaged-1", two.slide), lambda done, total: None)
+    assert len(closed) == 2  # whose errors might stick to the handle
+    worker.do(two, lambda done, total: None)
+    worker.let_go()
+    assert len(opened) == len(closed) == 3
+
+
+def test_a_fair_share_leaves_something_for_the_others() -> None:
+    total = machine_memory()
+    assert 0 < total <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 2 * fair_share(2) <= total
+    assert fair_share(10**9) == 1 << 30
+    assert Limits().memory_bytes is None
