@@ -74,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(arguments: Arguments) -> int:
     """What a slide file is."""
+    from tiling.manifest import list_entries
     from wsi.describe import describe
-    from wsi.find import find_slides
 
     reporter, code = _reporter(arguments), 0
-    for path in find_slides(arguments.slides):
+    for entry in list_entries(arguments.slides):
         try:
-            with open_slide(path, arguments) as slide:
+            with open_slide(entry.path, arguments, {entry.path: entry.mpp}) as slide:
                 reporter.facts(describe(slide))
         except MicrotomeError as error:
             _complain(str(error))
@@ -314,15 +314,14 @@ def export(arguments: Arguments) -> int:
 def import_(arguments: Arguments) -> int:
     """Take tiles' places and features from CLAM's or TRIDENT's files."""
     from tiling.interchange.steps import find_foreign, import_steps, pick_slides
-    from tiling.output import name_slides
-    from wsi.find import find_slides
+    from tiling.manifest import find_entries
 
     foreign = find_foreign(arguments.files)
-    slides = pick_slides(foreign, name_slides(find_slides(arguments.slides)))
+    slides = pick_slides(foreign, find_entries(arguments.slides))
     steps = import_steps(
         foreign, method=tissue_method(arguments), encoder=arguments.encoder, spec=nominal_spec(arguments)
     )
-    return _batch(arguments).over(slides, steps, from_slides=True)
+    return _batch(arguments).over_entries(slides, steps)
 
 
 def run(arguments: Arguments) -> int:

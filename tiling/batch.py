@@ -7,14 +7,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from tiling.cohort import Outcome, exit_code
-from tiling.output import Output, name_slides
+from tiling.manifest import SlideEntry, find_entries, mpp_by_path
+from tiling.output import Output
 from tiling.pipeline import Pipeline, Step
 from tiling.reporter import Reporter
 from wsi.arguments import open_slide
 from wsi.errors import UsageError
-from wsi.find import find_slides
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,15 @@ class Batch:
         self, steps: Sequence[Step], *, check: Callable[[Collection[str]], None] | None = None
     ) -> int:
         """Steps over the slide files in ``arguments.slides``; `check` sees their ids before any work."""
-        slides = name_slides(find_slides(self.arguments.slides))
+        entries = find_entries(self.arguments.slides)
         if check:
-            check(slides)
-        return self.over(slides, steps, from_slides=True)
+            check(entries)
+        return self.over_entries(entries, steps)
+
+    def over_entries(self, entries: Mapping[str, SlideEntry], steps: Sequence[Step]) -> int:
+        """Steps over slide files by id, each opened at the resolution that its manifest states, if any."""
+        files = {name: entry.path for name, entry in entries.items()}
+        return self.over(files, steps, from_slides=True, mpps=mpp_by_path(entries))
 
     def over_stores(self, steps: Sequence[Step], *, slides: Sequence[Path] | None = None) -> int:
         """Steps over every store with tiles; with the slide files too, where `slides` says where they are."""
@@ -46,18 +52,25 @@ class Batch:
             raise UsageError("holds no tiles", path=self.arguments.out, action="Run 'microtome tile' first")
         if not slides:
             return self.over(stores, steps, from_slides=False)
-        files = {name: path for name, path in name_slides(find_slides(slides)).items() if name in stores}
-        if missing := sorted(stores.keys() - files.keys()):
+        entries = {name: entry for name, entry in find_entries(slides).items() if name in stores}
+        if missing := sorted(stores.keys() - entries.keys()):
             raise UsageError(
                 f"no slide file of {len(missing)} of its slides, such as {missing[0]!r}",
                 path=self.arguments.out,
                 action="Give all of them with --slides",
             )
-        return self.over(files, steps, from_slides=True)
+        return self.over_entries(entries, steps)
 
-    def over(self, slides: Mapping[str, Path], steps: Sequence[Step], *, from_slides: bool) -> int:
-        """Steps over files by slide id."""
-        opener = partial(open_slide, arguments=self.arguments) if from_slides else None
+    def over(
+        self,
+        slides: Mapping[str, Path],
+        steps: Sequence[Step],
+        *,
+        from_slides: bool,
+        mpps: Mapping[Path, float] = MappingProxyType({}),
+    ) -> int:
+        """Steps over files by slide id; `mpps` are the resolutions that manifests state."""
+        opener = partial(open_slide, arguments=self.arguments, mpps=dict(mpps)) if from_slides else None
         pipeline = Pipeline(steps, opener, overwrite=self.arguments.overwrite)
         output = Output(self.arguments.out)
 
