@@ -33,6 +33,7 @@ from tiling.arguments import (
     workers,
 )
 from tiling.commands import Commands, add_output, add_overwrite, add_results
+from tiling.doctor.arguments import add_doctor
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
@@ -123,17 +124,17 @@ def view(arguments: Arguments) -> int:
 
 
 def doctor(arguments: Arguments) -> int:
-    """Whether this machine is fit for the work."""
+    """Whether this machine is fit for the work, how fast it is, and what a plan takes of it."""
     from mil.device import describe_devices
-    from tiling.doctor import Finding, examine
+    from mil.speed import encode_speed
+    from tiling.doctor.diagnose import diagnose
+    from tiling.doctor.finding import Finding, in_words
 
     reporter = _reporter(arguments)
-    findings = [*examine(arguments.out), *(Finding(*row) for row in describe_devices())]
-    if arguments.json:
-        for finding in findings:
-            reporter.result(asdict(finding))
-    else:
-        reporter.facts({f.name: f"{f.value}  <- {f.advice}" if f.advice else f.value for f in findings})
+    with reporter.progress("plan", unit="slide") as progress:
+        findings = [*diagnose(arguments, describe_devices(), encode_speed, progress=progress)]
+    for told in map(Finding.as_json, findings) if arguments.json else [in_words(findings)]:
+        reporter.facts(told)
     return 1 if any(finding.advice for finding in findings) else 0
 
 
@@ -437,8 +438,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(verify, "results --full", add_results)
     command.add_argument("--full", action="store_true", help="read every byte and compare its SHA-256")
     command.add_argument("--set-aside", action="store_true", help="move damaged items to OUT/quarantine")
-    command = add(doctor, "results")
-    command.add_argument("out", metavar="OUT", type=Path, nargs="?", default=Path(), help="where to write")
+    add(doctor, "results --plan slides.csv", add_doctor, ml.add_encoder)
     command = add(demo, "-o demo-out")
     command.add_argument("-o", "--out", type=Path, default=Path("demo-out"), help="default %(default)s")
     command.add_argument("--slide", type=Path, nargs="+", help="real slides to run the demo's model on")
