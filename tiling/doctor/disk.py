@@ -59,7 +59,7 @@ def disk(folder: Path) -> Iterator[Finding]:
 def nearest(folder: Path) -> Path:
     """The folder, or the one above it that exists."""
     there = folder.resolve()
-    while not there.exists():
+    while not os.path.exists(there):  # what may not be looked into counts as missing
         there = there.parent
     return there
 
@@ -114,7 +114,7 @@ def mount_of(there: Path, mounts: str) -> tuple[str, Path]:
 @contextlib.contextmanager
 def probing(folder: Path) -> Iterator[tuple[Path, MicrotomeError | None]]:
     """A folder to try things in, inside of `folder`, or why there is none; what was made is gone after."""
-    made = [step for step in (folder, *folder.absolute().parents) if not step.exists()]
+    made = [step for step in (folder, *folder.absolute().parents) if not os.path.exists(step)]
     probe = folder / f".doctor-{os.getpid()}"
     try:
         try:

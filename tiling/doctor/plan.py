@@ -20,26 +20,29 @@ from tiling.codecs import Raw
 from tiling.cut import Places, find_places
 from tiling.doctor.finding import Finding, in_bytes, in_time
 from tiling.doctor.speed import CutSpeed, EncodeSpeed
+from tiling.fit import fit_stain
 from tiling.manifest import SlideEntry
 from tiling.recipe import CutRecipe
 from tiling.selection import EVERYWHERE, SelectionFiles
 from tiling.survey import LOOK_PX
+from tiling.tiles import TileCutter
 from wsi.errors import MicrotomeError, NoTissueError, SlideError
+from wsi.picture import encode_jpeg, encode_png
 from wsi.slide import Slide
-from wsi.tissue import TISSUE_MPP, find_tissue
+from wsi.tissue import TISSUE_MPP, TissueMask, find_tissue
 
 MOST_LOOKED_AT = 50
 """Slides; of more, so many are drawn."""
-TOLERANCE = 0.15
-"""The disk is estimated to this share, without the pages' more than 5 MiB a slide; see `tests/tiling`."""
+TOLERANCE, PAGE_TOLERANCE = 0.15, 500_000
+"""How near the disk is reckoned: to this share, or of small slides to these bytes each."""
 
 _SEED = 0
-_STORED_TILES = 8  # of a slide, compressed to see how large they become
+_STORED_TILES = 32  # of a slide, compressed to see how large they become
 _INDEX_BYTES, _CHECKSUM_BYTES = 16, 4  # of a tile in a shard
 _ROW_BYTES = 42  # of a tile: place, tissue and quality, compressed
 _FIXED_BYTES = 32 << 10  # of a slide: commits and metadata
-_FIXED_FILES = 32
-_TISSUE_BYTES, _QC_BYTES, _QC_FIXED = 1.35, 0.6, 400_000  # of the pages, by pixels of the thumbnail; measured
+_CONTACT_BYTES = 300_000  # of the contact sheet, about
+_IN_PAGE = 4 / 3  # bytes of a page for each byte of a picture in it
 _SPARE = 1.2  # of the disk
 
 
@@ -55,7 +58,7 @@ class SlidePlan:
     page_bytes: float = 0.0
     """Of its thumbnail, mask and page of quality."""
     look_seconds: float = 0.0
-    """To open it and find its tissue."""
+    """To open it, find its tissue, and draw that."""
     fault: str = ""
     """Why it cannot be cut; a slide without tissue has none."""
 
@@ -100,8 +103,7 @@ class CohortPlan:
         """To cut and encode it; 0 where no speed is known."""
         if self.cut is None or slide.fault:
             return 0.0
-        # `tile` reads the thumbnail twice: for the mask, and to look at.
-        seconds = 2 * slide.look_seconds + (self.cut.setup_seconds if slide.tiles else 0)
+        seconds = slide.look_seconds + (self.cut.setup_seconds if slide.tiles else 0)
         seconds += slide.tiles / self.cut.tiles_per_second
         return seconds + (slide.tiles / self.encode.tiles_per_second if self.encode else 0)
 
@@ -243,36 +245,42 @@ def look_at(
     try:
         with open_slide(entry.path) as slide:
             resolution = slide.require_resolution()
-            longer = max(slide.size)
-            thumbnail = np.prod(slide.size) * min(1.0, LOOK_PX / longer) ** 2
-            pages = _TISSUE_BYTES * float(thumbnail)
             mpp = max(TISSUE_MPP, resolution.x, resolution.y)
             mask = find_tissue(slide, recipe.tissue, mpp=mpp, damage=lost.append)
+            pages, look = _pictures(slide, mask, lost)
             seconds = time.monotonic() - start
             places = find_places(slide, recipe, mask, files.read(slide, entry.slide_id))
-            pages += _QC_BYTES * float(thumbnail) + _QC_FIXED
-            return SlidePlan(
-                entry.slide_id,
-                len(places.origins),
-                _stored(slide, recipe, places),
-                pages,
-                seconds,
-            )
+            pages += _CONTACT_BYTES + _IN_PAGE * (_CONTACT_BYTES + look)
+            stored = _stored(slide, recipe, places)
+            return SlidePlan(entry.slide_id, len(places.origins), stored, pages, seconds)
     except NoTissueError:
         return SlidePlan(entry.slide_id, 0, page_bytes=pages, look_seconds=time.monotonic() - start)
     except MicrotomeError as error:
         return SlidePlan(entry.slide_id, 0, fault=str(error))
 
 
+def _pictures(slide: Slide, mask: TissueMask, lost: list[SlideError]) -> tuple[float, float]:
+    """Bytes of what `tissue` leaves to look at, made as it makes them; and of the outline alone."""
+    resolution = slide.require_resolution()
+    finest = max(resolution.x, resolution.y)
+    longer = max(slide.size[0] * resolution.x, slide.size[1] * resolution.y)
+    thumbnail = slide.thumbnail(max(longer / LOOK_PX, finest), damage=lost.append)
+    look = len(encode_jpeg(mask.look(thumbnail)))
+    return len(encode_png(thumbnail)) + look, look
+
+
 def _stored(slide: Slide, recipe: CutRecipe, places: Places) -> float:
     """Bytes of a tile: what does not compress is reckoned, of what does a few are tried."""
     if recipe.pixels is None:
         return _ROW_BYTES
-    size = recipe.spec.size_px
-    more = _INDEX_BYTES + _ROW_BYTES
+    size, slots = recipe.spec.size_px, recipe.shard_tiles
+    shards = -(-len(places.origins) // slots)  # each has an index of all its slots, full or not
+    more = _ROW_BYTES + shards * (_INDEX_BYTES * slots + _CHECKSUM_BYTES) / len(places.origins)
     if isinstance(recipe.pixels, Raw):
         return 3 * size**2 + _CHECKSUM_BYTES + more
+    normalizer, _ = fit_stain(slide, recipe, places.mask, places.origins)  # it changes how far they compress
     count = min(_STORED_TILES, len(places.origins))
-    few = places.origins[np.linspace(0, len(places.origins) - 1, count).round().astype(int)]
-    tiles = slide.read_tiles(few, size=(size, size), mpp=recipe.spec.mpp, exact=recipe.exact)
+    few = places.origins[((np.arange(count) + 0.5) * len(places.origins) / count).astype(int)]
+    cutter = TileCutter(slide, recipe.spec, recipe.exact, normalizer)
+    tiles = cutter.normalized(cutter.scanned(few))
     return float(np.mean([len(recipe.pixels.encode(tile)) for tile in tiles])) + more
