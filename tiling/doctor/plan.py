@@ -188,7 +188,7 @@ class CohortPlan:
             f"{self.cut.tiles_per_second:,.0f} a second to cut"
         )
         if self.encode:
-            note += f" + / {self.encode.tiles_per_second:.3g} a second to encode"
+            note += f" + {tiles:,.0f} tiles / {self.encode.tiles_per_second:.3g} a second to encode"
         figures = {"hours": total.amount / 3600, "spread": total.spread / 3600}
         return Finding(
             "plan: hours", total.said(in_time), note=f"{note}; one slide at a time", figures=figures
