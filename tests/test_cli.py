@@ -313,7 +313,7 @@ def test_an_unreadable_model_is_named(
 @pytest.mark.parametrize(
     ("table", "pattern"),
     [
-        ("slide,label\na,x\n", "slide_id"),
+        ("case,label\na,x\n", "slide_id"),
         ("", "no column slide_id nor label"),
         ("slide_id,label\n", "no slides"),
         ("slide_id,label\na,x\na,y\n", "twice|more than once|lines"),
