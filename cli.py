@@ -32,6 +32,7 @@ from tiling.arguments import (
     selection_files,
 )
 from tiling.commands import Commands, add_checks, add_output, add_overwrite, add_results
+from tiling.doctor.arguments import add_doctor
 from tiling.workers.arguments import add_crew, crew, threads
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
@@ -76,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(arguments: Arguments) -> int:
     """What a slide file is."""
+    from tiling.manifest import list_entries
     from wsi.describe import describe
-    from wsi.find import find_slides
 
     reporter, code = _reporter(arguments), 0
-    for path in find_slides(arguments.slides):
+    for entry in list_entries(arguments.slides):
         try:
-            with open_slide(path, arguments) as slide:
+            with open_slide(entry.path, arguments, {entry.path: entry.mpp}) as slide:
                 reporter.facts(describe(slide))
         except MicrotomeError as error:
             _complain(str(error))
@@ -125,17 +126,17 @@ def view(arguments: Arguments) -> int:
 
 
 def doctor(arguments: Arguments) -> int:
-    """Whether this machine is fit for the work."""
+    """Whether this machine is fit for the work, how fast it is, and what a plan takes of it."""
     from mil.device import describe_devices
-    from tiling.doctor import Finding, examine
+    from mil.speed import encode_speed
+    from tiling.doctor.diagnose import diagnose
+    from tiling.doctor.finding import Finding, in_words
 
     reporter = _reporter(arguments)
-    findings = [*examine(arguments.out), *(Finding(*row) for row in describe_devices())]
-    if arguments.json:
-        for finding in findings:
-            reporter.result(asdict(finding))
-    else:
-        reporter.facts({f.name: f"{f.value}  <- {f.advice}" if f.advice else f.value for f in findings})
+    with reporter.progress("plan", unit="slide") as progress:
+        findings = [*diagnose(arguments, describe_devices(), encode_speed, progress=progress)]
+    for told in map(Finding.as_json, findings) if arguments.json else [in_words(findings)]:
+        reporter.facts(told)
     return 1 if any(finding.advice for finding in findings) else 0
 
 
@@ -267,7 +268,7 @@ def adapt(arguments: Arguments) -> int:
     _reporter(arguments).facts({"model": str(folder)} | facts(choice))
     drawing = draw_step(model.name, weights_sha256=model.weights_sha256, qupath=qupath_options(arguments))
     steps = [predict_step(model, ensemble), drawing]
-    return _batch(arguments, model).over(slides, lambda: steps, from_slides=False)
+    return _batch(arguments, model).over(slides, lambda: steps)
 
 
 def predict(arguments: Arguments) -> int:
@@ -293,7 +294,7 @@ def heatmap(arguments: Arguments) -> int:
 def report(arguments: Arguments) -> int:
     """Make a page of each slide and one of all of them: to read, to print, to hand on."""
     plan = reporting(arguments)
-    code = _batch(arguments).over(plan.slides, lambda: [plan.step], from_slides=False)
+    code = _batch(arguments).over(plan.slides, lambda: [plan.step])
     _reporter(arguments).result({"cohort": str(plan.publish_cohort())})
     return code
 
@@ -312,15 +313,14 @@ def export(arguments: Arguments) -> int:
 def import_(arguments: Arguments) -> int:
     """Take tiles' places and features from CLAM's or TRIDENT's files."""
     from tiling.interchange.steps import find_foreign, import_steps, pick_slides
-    from tiling.output import name_slides
-    from wsi.find import find_slides
+    from tiling.manifest import find_entries
 
     foreign = find_foreign(arguments.files)
-    slides = pick_slides(foreign, name_slides(find_slides(arguments.slides)))
+    slides = pick_slides(foreign, find_entries(arguments.slides))
     steps = import_steps(
         foreign, method=tissue_method(arguments), encoder=arguments.encoder, spec=nominal_spec(arguments)
     )
-    return _batch(arguments).over(slides, lambda: steps, from_slides=True)
+    return _batch(arguments).over_entries(slides, lambda: steps)
 
 
 def run(arguments: Arguments) -> int:
@@ -434,8 +434,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(import_, "trident-files --slides slides/ -o results", *foreign)
     add(view, "results", viewing.add_viewing)
     add(verify, "results --full", add_results, add_checks)
-    command = add(doctor, "results")
-    command.add_argument("out", metavar="OUT", type=Path, nargs="?", default=Path(), help="where to write")
+    add(doctor, "results --plan slides.csv", add_doctor, ml.add_encoder)
     command = add(demo, "-o demo-out")
     command.add_argument("-o", "--out", type=Path, default=Path("demo-out"), help="default %(default)s")
     command.add_argument("--slide", type=Path, nargs="+", help="real slides to run the demo's model on")

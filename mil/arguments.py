@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiling.arguments import given
-from wsi.arguments import add_origin, add_resolution, counted_from
+from wsi.arguments import WHICH, add_origin, add_resolution, counted_from
 from wsi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def add_encoding(parser: ArgumentParser) -> None:
     """`add_network`, what is encoded besides the tiles, and where it is read."""
     add_network(parser)
     add_resolution(parser)
-    parser.add_argument(
-        "--slides", type=Path, nargs="+", help="slide files or folders: for tiles without pixels"
-    )
+    parser.add_argument("--slides", type=Path, nargs="+", help=f"for tiles without pixels: {WHICH}")
     parser.add_argument(
         "--context-mpp",
         metavar="MPP",

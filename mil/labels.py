@@ -6,16 +6,20 @@ import csv
 import io
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from tiling.class_names import CHANNELS
+from tiling.manifest import IDS, SLIDE, id_of
 from wsi.errors import UsageError
+from wsi.table import Table, TableRow, lines_of, open_table
 
 _REQUIRED = ("slide_id", "label")
 _OPTIONAL = ("patient", "split", "fold", "site")
+_FORM = "slide_id,label[,patient][,split][,fold][,site]"
 _MAY_BE_BLANK = ("fold", "site")  # slides for testing have no fold, and of some nobody knows the site
 _LABEL_BYTES = 100  # labels are parts of file names
 
@@ -74,6 +78,7 @@ class LabelTable:
 def read_labels(path: Path, *, to_train: bool = True) -> LabelTable:
     """Read a CSV file with columns ``slide_id,label``, and ``patient,split,fold,site`` as far as wanted.
 
+    A manifest with labels will do too: its slides are called as when they were cut (`tiling.manifest`).
     UTF-8 with or without a byte-order mark, any line ends. All is text: a slide called 007 keeps its zeros.
     Blanks around a value are dropped, and letters with accents are brought to one spelling (Unicode NFC);
     other columns are left alone.
@@ -91,7 +96,7 @@ def read_labels(path: Path, *, to_train: bool = True) -> LabelTable:
     UsageError
         Anything that would make a wrong experiment out of the table; lines are named.
     """
-    rows = tuple(_parse(path, _read_text(path)))
+    rows = tuple(_parse(open_table(path)))
     if not rows:
         raise _refused(path, "holds no slides", "Add a line 'slide_id,label' for each slide")
     _refuse_unusable_labels(path, rows)
@@ -142,65 +147,35 @@ def _side(row: SlideLabel) -> Split:
     return row.split or Split.TRAIN
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise _refused(path, "there is no such file", "Check the path given to --labels") from error
-    except OSError as error:
-        raise _refused(path, f"cannot be read ({error.strerror})", "Give a CSV file") from error
-    except UnicodeDecodeError as error:
-        raise _refused(path, f"is not UTF-8 text (byte {error.start})", "Save it as CSV UTF-8") from error
-
-
-def _parse(path: Path, text: str) -> Iterator[SlideLabel]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        places = _places(path, header)
-        for values in reader:
-            line = reader.line_num
-            if not any(value.strip() for value in values):
-                continue
-            if len(values) != len(header):
-                raise _refused(
-                    path,
-                    f"line {line} has {len(values)} values under {len(header)} columns",
-                    "Put values that hold a comma in double quotes",
-                )
-            named = {
-                name: unicodedata.normalize("NFC", values[place].strip()) for name, place in places.items()
-            }
-            blank = [name for name, value in named.items() if not value and name not in _MAY_BE_BLANK]
-            if blank:
-                raise _refused(path, f"line {line} has no {blank[0]}", "Fill it in, or delete the line")
-            yield SlideLabel(
-                named["slide_id"],
-                named["label"],
-                named.get("patient"),
-                _split(path, named.get("split"), line),
-                _fold(path, named.get("fold"), line),
-                named.get("site") or None,
-                line,
-            )
-    except csv.Error as error:
-        raise _refused(path, f"line {reader.line_num} is not CSV ({error})", "Correct the line") from error
-
-
-def _places(path: Path, header: Sequence[str]) -> dict[str, int]:
-    """Where each column that concerns us stands."""
-    missing = [name for name in _REQUIRED if name not in header]
-    if missing:
-        found = ", ".join(header) if any(header) else "none"
-        raise _refused(
-            path,
-            f"has no column {' nor '.join(missing)} (columns found: {found})",
-            "The first line must be: slide_id,label[,patient][,split][,fold][,site], with commas",
+def _parse(table: Table) -> Iterator[SlideLabel]:
+    path, name_slide = table.path, _namer(table)
+    table.require(["label"] if name_slide else _REQUIRED, form=_FORM)
+    table.refuse_twice([*_REQUIRED, *_OPTIONAL])
+    for row in table.rows():
+        named = {name: unicodedata.normalize("NFC", value) for name, value in row.values.items()}
+        if name_slide:
+            named["slide_id"] = name_slide(row)
+        known = [name for name in (*_REQUIRED, *_OPTIONAL) if name in named]
+        blank = [name for name in known if not named[name] and name not in _MAY_BE_BLANK]
+        if blank:
+            raise _refused(path, f"line {row.line} has no {blank[0]}", "Fill it in, or delete the line")
+        yield SlideLabel(
+            named["slide_id"],
+            named["label"],
+            named.get("patient"),
+            _split(path, named.get("split"), row.line),
+            _fold(path, named.get("fold"), row.line),
+            named.get("site") or None,
+            row.line,
         )
-    twice = [name for name in (*_REQUIRED, *_OPTIONAL) if header.count(name) > 1]
-    if twice:
-        raise _refused(path, f"has the column {twice[0]} twice", "Delete or rename one")
-    return {name: header.index(name) for name in (*_REQUIRED, *_OPTIONAL) if name in header}
+
+
+def _namer(table: Table) -> Callable[[TableRow], str] | None:
+    """How the slides of a manifest are called (`tiling.manifest`); None for a table of labels alone."""
+    if SLIDE not in table.columns or IDS[1] in table.columns:
+        return None
+    table.refuse_twice([SLIDE, IDS[0]])
+    return partial(id_of, table)
 
 
 def _split(path: Path, value: str | None, line: int) -> Split | None:
@@ -306,9 +281,7 @@ def _refuse_wrong_folds(path: Path, rows: Sequence[SlideLabel]) -> None:
 
 
 def _lines(rows: Sequence[SlideLabel]) -> str:
-    numbers = [str(row.line) for row in rows[:5]]
-    more = ", ..." if len(rows) > 5 else ""
-    return f"line{'s' if len(rows) > 1 else ''} {', '.join(numbers)}{more}"
+    return lines_of([row.line for row in rows])
 
 
 def _refused(path: Path, reason: str, action: str) -> UsageError:

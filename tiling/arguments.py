@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi.arguments import add_method, add_origin, counted_from, open_slide, tissue_method
+from wsi.arguments import WHICH, add_method, add_origin, counted_from, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def add_export(parser: ArgumentParser) -> None:
 def add_foreign(parser: ArgumentParser) -> None:
     """Whose files to read, and what they do not say themselves."""
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help=".h5 files, or folders of them")
-    parser.add_argument("--slides", type=Path, nargs="+", required=True, help="the slide files, or folders")
+    parser.add_argument("--slides", type=Path, nargs="+", required=True, help=WHICH)
     parser.add_argument("--encoder", help="what to call the features, if the files do not say")
     parser.add_argument("--tile-size", dest="size_px", type=int, help="nominal pixels of a tile")
     parser.add_argument("--mpp", type=float, help="nominal microns per pixel: with both, slides pool")

@@ -9,17 +9,18 @@ from functools import partial
 from pathlib import Path
 
 from tiling.cohort import exit_code
-from tiling.output import Output, name_slides
+from tiling.manifest import SlideEntry, find_entries
+from tiling.output import Output
 from tiling.pipeline import Step
 from tiling.reporter import Reporter
 from tiling.workers.run import OpenPool, Watcher, here, run_slides
 from tiling.workers.unit import Orders, SlideFile
 from wsi.errors import UsageError
-from wsi.find import find_slides
 from wsi.slide import Slide
 
 MakeSteps = Callable[[], Sequence[Step]]
 """A function that other processes can import, with its settings: a `functools.partial`, in general."""
+OpenFile = Callable[[SlideFile], Slide]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,17 @@ class Batch:
         self, make_steps: MakeSteps, *, check: Callable[[Collection[str]], None] | None = None
     ) -> int:
         """Steps over the slide files in ``arguments.slides``; `check` sees their ids before any work."""
-        slides = name_slides(find_slides(self.arguments.slides))
+        entries = find_entries(self.arguments.slides)
         if check:
-            check(slides)
-        return self.over(slides, make_steps, from_slides=True)
+            check(entries)
+        return self.over_entries(entries, make_steps)
+
+    def over_entries(self, entries: Mapping[str, SlideEntry], make_steps: MakeSteps) -> int:
+        """Steps over slide files by id, each opened at the resolution that its manifest states, if any."""
+        asked = self.arguments
+        opener = partial(open_file, mpp=asked.mpp_override, trust_objective=asked.trust_objective)
+        files = {name: SlideFile(entry.path, entry.mpp) for name, entry in entries.items()}
+        return self._run(files, make_steps, opener)
 
     def over_stores(self, make_steps: MakeSteps, *, slides: Sequence[Path] | None = None) -> int:
         """Steps over every store with tiles; with the slide files too, where `slides` says where they are."""
@@ -54,27 +62,27 @@ class Batch:
         if not stores:
             raise UsageError("holds no tiles", path=self.arguments.out, action="Run 'microtome tile' first")
         if not slides:
-            return self.over(stores, make_steps, from_slides=False)
-        files = {name: path for name, path in name_slides(find_slides(slides)).items() if name in stores}
-        if missing := sorted(stores.keys() - files.keys()):
+            return self.over(stores, make_steps)
+        entries = {name: entry for name, entry in find_entries(slides).items() if name in stores}
+        if missing := sorted(stores.keys() - entries.keys()):
             raise UsageError(
                 f"no slide file of {len(missing)} of its slides, such as {missing[0]!r}",
                 path=self.arguments.out,
                 action="Give all of them with --slides",
             )
-        return self.over(files, make_steps, from_slides=True)
+        return self.over_entries(entries, make_steps)
 
-    def over(self, slides: Mapping[str, Path], make_steps: MakeSteps, *, from_slides: bool) -> int:
-        """Steps over files by slide id."""
+    def over(self, stores: Mapping[str, Path], make_steps: MakeSteps) -> int:
+        """Steps over the stores of slides, by id."""
+        return self._run({name: SlideFile(path) for name, path in stores.items()}, make_steps, None)
+
+    def _run(self, slides: Mapping[str, SlideFile], make_steps: MakeSteps, opener: OpenFile | None) -> int:
         asked, output = self.arguments, Output(self.arguments.out)
-        opener = None
-        if from_slides:
-            opener = partial(open_file, mpp=asked.mpp_override, trust_objective=asked.trust_objective)
         orders = Orders(make_steps, opener, asked.overwrite, self.threads, asked.debug)
         with self.reporter.cohort(len(slides), output, model=self.model) as shown:
             outcomes = run_slides(
                 output,
-                {slide_id: SlideFile(path) for slide_id, path in slides.items()},
+                slides,
                 orders,
                 command=self.command,
                 pool=self.pool,

@@ -26,7 +26,7 @@ import os
 import socket
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -250,25 +250,3 @@ def check_slide_id(slide_id: str) -> str:
             action="Rename the file",
         )
     return name
-
-
-def name_slides(paths: Iterable[Path]) -> dict[str, Path]:
-    """Slide ids, the file names without suffix, and their files.
-
-    Raises
-    ------
-    UsageError
-        Two files would share an id, and so a folder of results.
-    """
-    named: dict[str, Path] = {}
-    taken: dict[str, Path] = {}  # case folded: on some file systems "A" and "a" are one folder
-    for path in paths:
-        slide_id = unicodedata.normalize("NFC", path.stem)
-        other = taken.setdefault(slide_id.casefold(), path)
-        if other != path:
-            raise UsageError(
-                f"{other} and {path} would both be slide {slide_id!r}",
-                action="Rename one, or run them into two outputs",
-            )
-        named[slide_id] = path
-    return named

@@ -49,7 +49,7 @@ class TileStore:
     output
         The output folder. Writing needs its lock, reading does not.
     slide_id
-        Name of the slide; see `tiling.output.name_slides`.
+        Name of the slide; see `tiling.manifest`.
     overwrite
         Replace items that another recipe made, once the new ones are complete.
     run

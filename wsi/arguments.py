@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,11 +14,13 @@ if TYPE_CHECKING:
     from wsi.tissue import TissueMethod
 
 
+WHICH = "slide files, folders of them, patterns in quotes ('slides/**/*.svs'), or manifests (.csv)"
+"""What can be said wherever slides are named."""
+
+
 def add_slides(parser: ArgumentParser) -> None:
     """Slide files, and what to do about their resolution."""
-    parser.add_argument(
-        "slides", metavar="SLIDE", type=Path, nargs="+", help="slide files, or folders of them"
-    )
+    parser.add_argument("slides", metavar="SLIDE", type=Path, nargs="+", help=WHICH)
     add_resolution(parser)
 
 
@@ -53,11 +57,14 @@ def counted_from(arguments: Namespace) -> Origin:
     return Origin(arguments.qupath_origin)
 
 
-def open_slide(path: Path, arguments: Namespace) -> Slide:
-    """The slide, opened as `add_resolution` says."""
+def open_slide(
+    path: Path, arguments: Namespace, mpps: Mapping[Path, float | None] = MappingProxyType({})
+) -> Slide:
+    """The slide, opened as `add_resolution` says, or first at what a manifest says of it alone (`mpps`)."""
     from wsi.slide import Slide
 
-    return Slide(path, mpp=arguments.mpp_override, trust_objective=arguments.trust_objective)
+    mpp = mpps.get(path) or arguments.mpp_override
+    return Slide(path, mpp=mpp, trust_objective=arguments.trust_objective)
 
 
 def tissue_method(arguments: Namespace) -> TissueMethod:

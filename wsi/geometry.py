@@ -11,8 +11,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from wsi.errors import UsageError
+
 MPP_RANGE = (0.05, 20.0)
 """Microns per pixel that a brightfield scan can have; anything else is a damaged or mislabelled tag."""
+OVERRIDE_RANGE = (0.05, 100.0)
+"""Microns per pixel that a user may state: wider than what a file may, for overviews of a whole glass."""
+
+
+def check_override(mpp: float) -> float:
+    """The microns per pixel that a user states, if a slide can have them.
+
+    Raises
+    ------
+    UsageError
+        They are outside `OVERRIDE_RANGE`, or no number.
+    """
+    low, high = OVERRIDE_RANGE
+    if not low <= mpp <= high:
+        raise UsageError(
+            f"microns per pixel are overridden by {mpp:g}; {low:g} to {high:g} are possible",
+            action="Give the true figure, such as 0.25",
+        )
+    return mpp
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsi.backends import Backend, OpenSlideBackend, TiffSlideBackend
-from wsi.errors import ResolutionError, SlideError, UsageError
-from wsi.geometry import Level, Resolution
+from wsi.errors import ResolutionError, SlideError
+from wsi.geometry import Level, Resolution, check_override
 from wsi.preflight import FileFacts, check_file
 from wsi.reader import Damage, Reader, find_runs
 from wsi.resolution import find_resolution, objective_power, resolution_of_power
@@ -24,8 +24,6 @@ from wsi.stopwatch import Stopwatch
 
 UPSAMPLING_TOLERANCE = 0.05
 """A slide of 0.502 µm serves a request for 0.5; one of 0.6 µm does not: detail cannot be invented."""
-OVERRIDE_RANGE = (0.05, 100.0)
-"""Microns per pixel that a user may state: wider than what a file may, for overviews of a whole glass."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ class Slide:
     SlideError
         The file is missing, damaged or of an unknown format.
     UsageError
-        `mpp` is outside `OVERRIDE_RANGE`.
+        `mpp` is outside `wsi.geometry.OVERRIDE_RANGE`.
 
     Examples
     --------
@@ -59,12 +57,8 @@ class Slide:
 
     def __init__(self, path: str | Path, *, mpp: float | None = None, trust_objective: bool = False) -> None:
         self.path = Path(path)
-        low, high = OVERRIDE_RANGE
-        if mpp is not None and not low <= mpp <= high:
-            raise UsageError(
-                f"microns per pixel are overridden by {mpp:g}; {low:g} to {high:g} are possible",
-                action="Give the true figure, such as 0.25",
-            )
+        if mpp is not None:
+            check_override(mpp)
         self._options: dict[str, Any] = {"mpp": mpp, "trust_objective": trust_objective}
         self._open()
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsi.arguments import add_resolution, open_slide
+from wsi.arguments import WHICH, add_resolution, open_slide
 
 if TYPE_CHECKING:
     from heatmaps.report.make import OpenSlide
@@ -21,9 +21,7 @@ def add_report(parser: ArgumentParser) -> None:
         type=Path,
         help="folder of the model whose scores are reported, or its name (default: the only one there is)",
     )
-    parser.add_argument(
-        "--slides", type=Path, nargs="+", help="slide files or folders: for tiles without pixels"
-    )
+    parser.add_argument("--slides", type=Path, nargs="+", help=f"for tiles without pixels: {WHICH}")
     add_resolution(parser)
 
 
@@ -37,8 +35,8 @@ def reporting(arguments: Namespace) -> Reporting:
 def _opener(arguments: Namespace) -> OpenSlide | None:
     if not arguments.slides:
         return None
-    from tiling.output import name_slides
-    from wsi.find import find_slides
+    from tiling.manifest import find_entries, mpp_by_path
 
-    files = name_slides(find_slides(arguments.slides))
-    return lambda slide_id: open_slide(files[slide_id], arguments) if slide_id in files else None
+    entries = find_entries(arguments.slides)
+    mpps = mpp_by_path(entries)
+    return lambda name: open_slide(entries[name].path, arguments, mpps) if name in entries else None

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsi.arguments import add_resolution
+from wsi.arguments import WHICH, add_resolution
 
 if TYPE_CHECKING:
     from heatmaps.viewer.catalogue import Catalogue
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_viewing(parser: ArgumentParser) -> None:
     """What to look at, and how."""
-    what = "the folder that was given to -o; or slide files, or folders of them, without results"
+    what = f"the folder that was given to -o; or, without results, {WHICH}"
     parser.add_argument("shown", metavar="OUT|SLIDE", type=Path, nargs="+", help=what)
     add_resolution(parser)
     parser.add_argument(
@@ -22,7 +22,7 @@ def add_viewing(parser: ArgumentParser) -> None:
         metavar="PATH",
         type=Path,
         nargs="+",
-        help="where the slides of OUT are, files or folders (default: where its runs read them)",
+        help=f"where the slides of OUT are (default: where its runs read them): {WHICH}",
     )
     parser.add_argument(
         "--annotations",
@@ -46,9 +46,8 @@ def catalogue(arguments: Namespace) -> Catalogue:
         Both results and slides are named, or options that do not fit them.
     """
     from heatmaps.viewer.catalogue import open_output, open_slides
-    from tiling.output import name_slides
+    from tiling.manifest import find_entries, mpp_by_path
     from wsi.errors import UsageError
-    from wsi.find import find_slides
     from wsi.regions import RegionFiles
 
     regions = RegionFiles(arguments.annotations) if arguments.annotations else None
@@ -56,13 +55,14 @@ def catalogue(arguments: Namespace) -> Catalogue:
     if not outputs:
         if arguments.slides:
             raise UsageError("--slides says where those of OUT are", action="Name the slides alone")
-        files = name_slides(find_slides(arguments.shown))
+        entries = find_entries(arguments.shown)
         return open_slides(
-            files,
+            {name: entry.path for name, entry in entries.items()},
             marks=arguments.out,
             mpp=arguments.mpp_override,
             trust_objective=arguments.trust_objective,
             annotations=regions,
+            mpps=mpp_by_path(entries),
         )
     if len(arguments.shown) > 1:
         raise UsageError("results are looked at alone", path=outputs[0], action="Give one OUT, or slides")
@@ -71,8 +71,9 @@ def catalogue(arguments: Namespace) -> Catalogue:
             "-o, --mpp-override and --trust-objective are for slides without results",
             action="Leave them out: marks go to OUT/feedback, and slides are opened as they were cut",
         )
-    known = name_slides(find_slides(arguments.slides)) if arguments.slides else {}
-    return open_output(outputs[0], files=known, annotations=regions)
+    known = find_entries(arguments.slides or ())
+    files = {name: entry.path for name, entry in known.items()}
+    return open_output(outputs[0], files=files, annotations=regions)
 
 
 def is_output(path: Path) -> bool:

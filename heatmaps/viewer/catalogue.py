@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 from tiling.commit import Commit, load_commit
@@ -74,6 +75,12 @@ class Opening:
     """Microns per pixel, whatever the file says."""
     trust_objective: bool = False
     """See `wsi.slide.Slide`."""
+    mpps: Mapping[Path, float] = field(default_factory=dict)
+    """What manifests say of files alone; goes before `mpp`."""
+
+    def of(self, path: Path) -> dict[str, Any]:
+        """The arguments of `wsi.slide.Slide` for one of them."""
+        return {"mpp": self.mpps.get(path, self.mpp), "trust_objective": self.trust_objective}
 
 
 @dataclass(eq=False)
@@ -163,18 +170,22 @@ def open_slides(
     mpp: float | None,
     trust_objective: bool,
     annotations: RegionFiles | None,
+    mpps: Mapping[Path, float] = MappingProxyType({}),
 ) -> Catalogue:
     """Slide files without results; `marks` is the folder for marks that are made on them, if any.
+
+    `mpps` are microns per pixel of some of them, before `mpp`.
 
     Raises
     ------
     SlideError
         One of them is no slide that could be opened: said before any page is.
     """
+    opening = Opening(mpp, trust_objective, mpps)
     for path in files.values():
-        Slide(path, mpp=mpp, trust_objective=trust_objective).close()
+        Slide(path, **opening.of(path)).close()
     folder = marks / "feedback" if marks else None
-    catalogue = Catalogue(None, files, folder, Opening(mpp, trust_objective), annotations)
+    catalogue = Catalogue(None, files, folder, opening, annotations)
     catalogue.refresh()
     return catalogue
 

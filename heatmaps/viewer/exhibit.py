@@ -71,7 +71,7 @@ class Exhibit:
         nothing = self._store is None or not (self._store.find("tiles") or self._store.find("tissue"))
         if nothing and path is not None:  # no results, or none yet: the slide alone
             self._store = None
-            return self._open_file(SlideFile(path, **asdict(self._catalogue.opening)))
+            return self._open_file(SlideFile(path, **self._catalogue.opening.of(path)))
         if self._store is None:
             raise SlideError("the file of this slide is not known", action="Start the viewer with --slides")
         try:

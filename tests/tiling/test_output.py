@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tiling.commit import begin
-from tiling.output import GROUP, Output, check_slide_id, name_slides, verify_items
+from tiling.output import GROUP, Output, check_slide_id, verify_items
 from wsi.errors import OutputBusyError, OutputError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,15 +105,6 @@ def test_usual_names_are_slide_ids(name: str) -> None:
 def test_names_that_leave_the_folder_or_hide_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be a slide id"):
         check_slide_id(name)
-
-
-def test_two_files_of_one_name_are_refused_and_both_are_named() -> None:
-    with pytest.raises(UsageError, match=r"a/S1\.svs and b/s1\.tiff would both be"):
-        name_slides([Path("a/S1.svs"), Path("b/s1.tiff")])
-    assert name_slides([Path("a/1.svs"), Path("a/2.svs"), Path("a/1.svs")]) == {
-        "1": Path("a/1.svs"),
-        "2": Path("a/2.svs"),
-    }
 
 
 def test_verify_sees_every_item_and_every_kind_of_damage(tmp_path: Path) -> None:

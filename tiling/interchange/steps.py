@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tiling.grid import TileSpec
 from tiling.interchange.adopt import adopt_coordinates, adopt_features, check_encoder_name
@@ -22,6 +23,8 @@ from tiling.pipeline import Job, Step, survey_step
 from tiling.survey import read_mask
 from wsi.errors import UsageError
 from wsi.tissue import TissueMethod
+
+_Slide = TypeVar("_Slide")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,8 @@ def _look(path: Path) -> tuple[bool, bool]:
         return FEATURES in file, size
 
 
-def pick_slides(foreign: Mapping[str, ForeignSlide], slides: Mapping[str, Path]) -> dict[str, Path]:
-    """The slide files of what is to be imported; `UsageError` where one is missing."""
+def pick_slides(foreign: Mapping[str, ForeignSlide], slides: Mapping[str, _Slide]) -> dict[str, _Slide]:
+    """The slides of what is to be imported; `UsageError` where one is missing."""
     missing = [slide_id for slide_id in foreign if slide_id not in slides]
     if missing:
         raise UsageError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+
+from tiling.doctor.machine import memory_limit, usable_processors
 
 STALL_SECONDS = 600.0
 _SHARE = 0.9
 """Of the memory there is, for all processes together."""
 _LEAST = 1 << 30
+_ENDLESS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Limits:
 
 def usable_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(usable_processors()))
 
 
 def fair_share(processes: int) -> int:
@@ -36,10 +37,4 @@ def machine_memory() -> int:
     """Bytes of memory that there are: those of the machine, or fewer where a control group says so."""
     import psutil
 
-    found = int(psutil.virtual_memory().total)
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            found = min(found, int((Path("/sys/fs/cgroup") / name).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return found
+    return min(int(psutil.virtual_memory().total), memory_limit() or _ENDLESS)
