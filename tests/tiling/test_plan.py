@@ -135,8 +135,12 @@ def test_the_arithmetic_adds_up_and_is_written_down() -> None:
     assert "95.4 MiB are free" in told["plan: disk"].advice
     assert told["plan: hours"].figures["hours"] == pytest.approx((1 + 0.5 + 10 + 20 + 2) / 3600)
     assert "2 slides x 1.75 s" in told["plan: hours"].note
-    to_encode = "1,000 tiles / 100 a second to cut + 1,000 tiles / 50 a second to encode"
+    to_encode = "1,000 tiles / 100 a second to cut) / 1 worker + 1,000 tiles / 50 a second to encode"
     assert to_encode in told["plan: hours"].note
+    four = {finding.name: finding for finding in replace(plan, workers=4).findings()}
+    hours = ((1 + 0.5 + 10 + 2) / 4 + 20) / 3600  # the network has the machine for itself either way
+    assert four["plan: hours"].figures["hours"] == pytest.approx(hours)
+    assert "2 slides x 1.75 s" in four["plan: hours"].note
     assert not any(finding.advice for finding in replace(plan, free_bytes=1e12).findings())
 
 

@@ -188,7 +188,8 @@ class CohortPlan:
         first = (total.amount - encoding) * self.workers - tiles / self.cut.tiles_per_second
         note = (
             f"({self.count} slides x {first / self.count:.2f} s for tissue and stain + {tiles:,.0f} tiles / "
-            f"{self.cut.tiles_per_second:,.0f} a second to cut) / {self.workers} workers"
+            f"{self.cut.tiles_per_second:,.0f} a second to cut)"
+            f" / {self.workers} {'worker' if self.workers == 1 else 'workers'}"
         )
         if self.encode:
             note += f" + {tiles:,.0f} tiles / {self.encode.tiles_per_second:.3g} a second to encode"
