@@ -4,10 +4,10 @@
 
 *Overhead*: steps that commit a few bytes are made by this process alone, by processes of this machine, and by
 the workers of a Dask cluster on it; what they take more is what having it done by others costs, for each
-slide and for each part of a large one. *Scheduler*: memory of a Dask scheduler before and after so many slides;
-units reach it through a window, so it should not depend on their number. *Efficiency*: `microtome tile` over a
-cohort, and of one large slide, with one worker and with two, taking turns; 1 is twice as fast. *Projection*:
-the arithmetic for 10,000 such slides on 100 workers, from these figures alone.
+slide and for each part of a large one. *Scheduler*: memory of a Dask scheduler before and after so many
+slides; units reach it through a window, so it should not depend on their number. *Efficiency*: `microtome
+tile` over a cohort, and of one large slide, with one worker and with two, taking turns; 1 is twice as fast.
+*Projection*: the arithmetic for 10,000 such slides on 100 workers, from these figures alone.
 """
 
 from __future__ import annotations
@@ -169,9 +169,9 @@ def efficiency_table(slides: int, rounds: int) -> tuple[float, float]:
             one, two = (sum(times) / rounds for times in took.values())
             found[name] = one, two
             print(f"| {name} | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |", flush=True)
-            less = (one - start) / (2 * (two - start))
+            one, two = one - start, two - start
             print(
-                f"| the same without start and imports ({start:.2f} s) | {one - start:.2f} | {two - start:.2f} | {less:.2f} |"
+                f"| without start and imports | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |", flush=True
             )
         one, two = found["a cohort"]
     print(
@@ -202,9 +202,8 @@ def project(seconds: float, efficiency: float, overhead: Overhead, grown: float)
     print(f"beside the work: the {'work' if work > given else 'driver'} decides.")
     busy = seconds / overhead.per_slide
     print(f"A driver keeps {busy:.0f} workers busy with slides of this size, more with larger ones.")
-    print(
-        f"Scheduler: {SLIDES / 1000:.0f} x {grown / 2**20:.2f} MiB = {SLIDES / 1000 * grown / 2**20:.0f} MiB more."
-    )
+    more = grown / 2**20
+    print(f"Scheduler: {SLIDES / 1000:.0f} x {more:.2f} MiB = {SLIDES / 1000 * more:.0f} MiB more.")
     print("Shared storage and its network are not in this; they are what a cluster is first short of.")
 
 
