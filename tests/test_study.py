@@ -120,7 +120,7 @@ def test_other_weights_are_refused_before_anything_is_cut(
     words = ["run", "slides", "-m", "model", "-o", "again", "--weights", "weights-1.safetensors"]
     microtome(study, *words, code=2)
     assert "is not the one that the model was trained with" in capsys.readouterr().err
-    assert not (study / "again").exists()
+    assert not (study / "again" / "slides").exists()
 
 
 def test_one_damaged_slide_does_not_end_the_batch(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

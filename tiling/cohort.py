@@ -103,6 +103,11 @@ class RunLog:
         if time.monotonic() - self._written > _WRITTEN_EVERY:
             self.write()
 
+    def close(self) -> None:
+        """Write it for the last time; of a run that ended before any slide did, there is nothing to tell."""
+        if self._slides:
+            self.write()
+
     def write(self) -> Path:
         """Write it anew; so a run that is killed leaves the log of some moment before."""
         self._written = time.monotonic()

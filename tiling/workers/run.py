@@ -90,7 +90,7 @@ def run_slides(
             with _open(pool, work, told) as workers:
                 return drive(workers, slides, ended=ended, progressed=watcher.progressed)
         finally:
-            log.write()
+            log.close()
 
 
 @contextmanager
