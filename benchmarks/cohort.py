@@ -170,9 +170,7 @@ def efficiency_table(slides: int, rounds: int) -> tuple[float, float]:
             found[name] = one, two
             print(f"| {name} | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |", flush=True)
             one, two = one - start, two - start
-            print(
-                f"| without start and imports | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |", flush=True
-            )
+            print(f"| without start and imports | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |")
         one, two = found["a cohort"]
     print(
         f"\n{slides} slides of 6,144 x 4,096 px, one of 20,480 x 16,384; means of {rounds} turns. Start and"

@@ -38,7 +38,7 @@ class Job:
     helper: str = ""
     """Who makes a part, where it is a part that is made; see `tiling.commit.join`."""
     kept: dict[str, Any] = field(default_factory=dict)
-    """What a step keeps from one part of a slide to the next."""
+    """What a step keeps from saying what is missing to making it, and from one part of a slide to the next."""
 
     def open_slide(self) -> Slide:
         """The slide, for steps that cannot do without."""
@@ -80,6 +80,9 @@ def survey_steps(method: TissueMethod) -> list[Step]:
     return [survey_step(method)]
 
 
+_BEGUN = "cutting"  # what is found and fitted once, for the parts of a slide or for all of it
+
+
 @dataclass(frozen=True, slots=True)
 class CutParts:
     """Tiles by blocks, each a shard."""
@@ -89,7 +92,7 @@ class CutParts:
 
     def missing(self, job: Job) -> Sequence[int]:
         """Numbers of the blocks that no run has cut."""
-        cutting = self._begin(job)
+        cutting = job.kept[_BEGUN] = self._begin(job)
         if cutting is None:
             return ()
         missing = cutting.blocks(workers=job.threads).missing()
@@ -97,15 +100,15 @@ class CutParts:
 
     def make(self, job: Job, part: int) -> None:
         """Cut one block."""
-        if "cutting" not in job.kept:
-            job.kept["cutting"] = self._begin(job)
-        cutter = job.kept["cutting"].blocks(workers=job.threads)
+        if _BEGUN not in job.kept:
+            job.kept[_BEGUN] = self._begin(job)
+        cutter = job.kept[_BEGUN].blocks(workers=job.threads)
         start = part * self.recipe.shard_tiles
         cutter.cut_blocks([block for block in cutter.missing() if block.start == start], job.progress)
 
     def all(self, job: Job) -> None:
         """Cut what is missing, and commit the tiles."""
-        cutting = self._begin(job)
+        cutting = job.kept.pop(_BEGUN) if _BEGUN in job.kept else self._begin(job)
         if cutting is not None:
             cutting.finish(workers=job.threads, progress=job.progress)
 

@@ -158,7 +158,7 @@ class Child:
             )
         if self.unit is None:
             return []
-        by_itself = code >= 0 or -code in _FAULTS
+        by_itself = code > 0 or -code in _FAULTS
         how = died_of(-code) if code < 0 else f"exit code {code}"
         said = f"its process ended by {how}" + (
             f" while it held {self._peak >> 20} MiB" if self._peak else ""
