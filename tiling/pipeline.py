@@ -38,7 +38,7 @@ class Job:
     helper: str = ""
     """Who makes a part, where it is a part that is made; see `tiling.commit.join`."""
     kept: dict[str, Any] = field(default_factory=dict)
-    """What a step keeps from saying what is missing to making it, and from one part of a slide to the next."""
+    """What a step keeps: from saying what is missing to making it, from one part of a slide to the next."""
 
     def open_slide(self) -> Slide:
         """The slide, for steps that cannot do without."""
