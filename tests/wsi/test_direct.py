@@ -173,7 +173,7 @@ def test_every_sampling_and_size_of_tile_has_the_reference_s_pixels(
     assert decodes[1] >= -(-900 // tile[0]) * -(-700 // tile[1])
 
 
-ENCODINGS: dict[str, tuple[bool, bool, Callable[[SimpleNamespace, Pixels], bytes]]] = {
+ENCODINGS: dict[str, tuple[bool, bool, Callable[[ModuleType, Pixels], bytes]]] = {
     # (whether the directory says RGB, whether it is decoded directly, the stream of a tile)
     "RGB": (True, True, lambda f, t: f.jpeg(t, stored="rgb", sampling="444")),
     "RGB, halved": (True, True, lambda f, t: f.jpeg(t, stored="rgb", sampling="420")),
