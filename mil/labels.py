@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,12 +14,14 @@ from enum import Enum
 from pathlib import Path
 
 from tiling.class_names import CHANNELS
+from tiling.output import check_slide_id
 from wsi.errors import UsageError
 
 _REQUIRED = ("slide_id", "label")
 _OPTIONAL = ("patient", "split", "fold", "site")
 _MAY_BE_BLANK = ("fold", "site")  # slides for testing have no fold, and of some nobody knows the site
 _LABEL_BYTES = 100  # labels are parts of file names
+_FORMULA = re.compile(r"[=@]|[+-].*[(|!]")  # a sign alone is a label: CD3 is + or -
 
 
 class Split(Enum):
@@ -94,6 +98,7 @@ def read_labels(path: Path, *, to_train: bool = True) -> LabelTable:
     rows = tuple(_parse(path, _read_text(path)))
     if not rows:
         raise _refused(path, "holds no slides", "Add a line 'slide_id,label' for each slide")
+    _refuse_unusable_ids(path, rows)
     _refuse_unusable_labels(path, rows)
     _refuse_repeats(path, rows)
     _refuse_look_alikes(path, rows)
@@ -144,7 +149,15 @@ def _side(row: SlideLabel) -> Split:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would be waited for
+            raise _refused(path, "is a pipe, socket or device, not a file", "Give a CSV file")
+        data = path.read_bytes()
+        if b"\0" in data:
+            raise _refused(path, "holds zero bytes: it is UTF-16, or no text", "Save it as CSV UTF-8")
+        return data.decode("utf-8-sig")
+    except UsageError:
+        raise
     except FileNotFoundError as error:
         raise _refused(path, "there is no such file", "Check the path given to --labels") from error
     except OSError as error:
@@ -220,14 +233,28 @@ def _fold(path: Path, value: str | None, line: int) -> int | None:
     return int(value)
 
 
+def _refuse_unusable_ids(path: Path, rows: Sequence[SlideLabel]) -> None:
+    """Ids are names of folders: none leads out of the output."""
+    for row in rows:
+        try:
+            check_slide_id(row.slide_id)
+        except UsageError as error:
+            raise _refused(path, f"{error.reason} ({_lines([row])})", "Write the slide's id") from error
+
+
 def _refuse_unusable_labels(path: Path, rows: Sequence[SlideLabel]) -> None:
-    """Labels become classes in QuPath, where a colon divides; names of channels; and parts of file names."""
+    """Labels become classes in QuPath, where a colon divides; names of channels; and parts of file names.
+
+    And cells of tables that people open with a spreadsheet, which would compute what looks like a formula.
+    """
     for row in rows:
         label, reason = row.label, ""
         if not label.isprintable():
             reason = "holds characters that cannot be printed on one line"
         elif ":" in label:
             reason = "holds a colon"
+        elif _FORMULA.match(label):
+            reason = "a spreadsheet takes for a formula"
         elif label.casefold() in CHANNELS:
             reason = "is the name of another channel of heatmaps"
         elif len(label.encode()) > _LABEL_BYTES:

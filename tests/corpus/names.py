@@ -40,7 +40,7 @@ NAMES = (
             ("dash", "an option of rm", "-rf.svs"),
             ("option", "an option of ours", "--overwrite.svs"),
             ("long", "150 bytes", "n" * 150 + ".svs"),
-            ("quote", "quotes", "it's \"quoted\".svs"),
+            ("quote", "quotes", 'it\'s "quoted".svs'),
             ("dollar", "a command of a shell", "$(touch pwned) `touch pwned`; touch pwned.svs"),
             ("html", "a script", "<img src=x onerror=alert(1)>.svs"),
             ("formula", "a formula of a spreadsheet", "=cmd|' C calc'!A0.svs"),
@@ -67,10 +67,10 @@ NAMES = (
             ("direction", "letters that turn the line round", "\u202egnp.svs"),
         )
     ),
-    Fault("no_ext", "no suffix", named("bad"), Processed()),
-    Fault("tiff_as_ndpi", "the suffix of another format", named("bad.ndpi"), Processed()),
-    Fault("svs_as_jpg", "the suffix of a picture", named("bad.jpg"), Processed()),
-    Fault("upper_case", "a suffix in capitals", named("BAD.SVS"), Processed()),
+    Fault("no_ext", "no suffix", named("no_ext"), Processed()),
+    Fault("tiff_as_ndpi", "the suffix of another format", named("tiff_as_ndpi.ndpi"), Processed()),
+    Fault("svs_as_jpg", "the suffix of a picture", named("svs_as_jpg.jpg"), Processed()),
+    Fault("upper_case", "a suffix in capitals", named("UPPER.SVS"), Processed()),
     Fault("dup_stem_dirs", "one name in two folders", dup("a/s.svs", "b/s.svs"), SAME),
     Fault("dup_stem_ext", "one name with two suffixes", dup("s.svs", "s.tiff"), SAME),
     Fault("dup_case", "names that differ in capitals only", dup("s.svs", "S.svs"), SAME),
@@ -82,14 +82,15 @@ NAMES = (
 
 
 def fifo(folder: Path) -> Path:
-    os.mkfifo(folder / "pipe.svs")
-    return folder / "pipe.svs"
+    path = folder / f"{folder.name}_pipe.svs"
+    os.mkfifo(path)
+    return path
 
 
 def linked(target: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        (folder / "bad.svs").symlink_to(target)
-        return folder / "bad.svs"
+        (folder / f"{folder.name}.svs").symlink_to(target)
+        return folder / f"{folder.name}.svs"
 
     return make
 
@@ -106,26 +107,25 @@ def a_socket(folder: Path) -> Path:
     os.chdir(folder)
     try:
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind("bad.svs")
+            server.bind(f"{folder.name}.svs")
     finally:
         os.chdir(before)
-    return folder / "bad.svs"
+    return folder / f"{folder.name}.svs"
 
 
 def a_folder(folder: Path) -> Path:
-    (folder / "bad.svs").mkdir()
-    svs(folder / "bad.svs" / "inside.svs")
-    return folder / "bad.svs"
+    (folder / f"{folder.name}.svs").mkdir()
+    svs(folder / f"{folder.name}.svs" / "inside.svs")
+    return folder / f"{folder.name}.svs"
 
 
 def odd_tree(folder: Path) -> Path:
     """A folder of everything at once, that is given as such; one slide in it is sound."""
     fifo(folder)
     linked("gone.svs")(folder)
-    (folder / "round.svs").symlink_to("round.svs")
-    (folder / "device.svs").symlink_to("/dev/zero")
-    (folder / "evil.svs").symlink_to("/etc/passwd")
-    (folder / "folder.svs").mkdir()
+    for name, target in (("round", "tree_round.svs"), ("endless", "/dev/zero"), ("evil", "/etc/passwd")):
+        (folder / f"tree_{name}.svs").symlink_to(target)
+    (folder / "tree_folder.svs").mkdir()
     (folder / "notes.txt").write_text("no slide")
     return folder
 
@@ -133,7 +133,7 @@ def odd_tree(folder: Path) -> Path:
 def unfinished(folder: Path) -> Path:
     """A sound slide, and what downloads and other systems leave beside one."""
     whole = svs(folder / "fine.svs").read_bytes()
-    for name in ("bad.svs.partial", "._fine.svs", ".bad.svs", "bad.svs.part", "bad.svs.crdownload", "bad.svs~"):
+    for name in ("x.svs.partial", "._fine.svs", ".x.svs", "x.svs.part", "x.svs.crdownload", "x.svs~"):
         (folder / name).write_bytes(whole[:5000])
     (folder / "md5sums.txt").write_text("0  fine.svs\n")
     return folder
@@ -141,15 +141,24 @@ def unfinished(folder: Path) -> Path:
 
 NO_FILE = "is a pipe, socket or device"
 FOLDERS = (
-    Fault("missing", "a file that is not there", lambda f: f / "bad.svs", Rejected("does not exist")),
+    Fault("missing", "a file that is not there", lambda f: f / f"{f.name}.svs", Rejected("does not exist")),
     Fault("fifo", "a pipe that nobody writes to", fifo, Rejected(NO_FILE)),
     Fault("socket", "a socket", a_socket, Rejected(NO_FILE)),
     Fault("device", "a device without end", linked("/dev/zero"), Rejected(NO_FILE)),
-    Fault("dangling", "a link to nothing", linked("gone.svs"), Rejected("is a link to gone.svs, which does not exist")),
-    Fault("link_loop", "a link to itself", linked("bad.svs"), Rejected("cannot be read")),
-    Fault("link_out", "a link to a file of the system", linked("/etc/passwd"), Rejected("is a text|is no slide")),
+    Fault(
+        "dangling",
+        "a link to nothing",
+        linked("gone.svs"),
+        Rejected("is a link to gone.svs, which does not exist"),
+    ),
+    Fault("link_loop", "a link to itself", linked("link_loop.svs"), Rejected("cannot be read")),
+    Fault(
+        "link_out", "a link to a file of the system", linked("/etc/passwd"), Rejected("is a text|is no slide")
+    ),
     Fault("link_to_slide", "a link to a slide", link_to_slide, Processed()),
     Fault("odd_tree", "a folder of all these", odd_tree, Rejected("")),
-    Fault("empty_folder", "a folder without slides", lambda f: f, Rejected("no slide in this folder", code=2)),
+    Fault(
+        "empty_folder", "a folder without slides", lambda f: f, Rejected("no slide in this folder", code=2)
+    ),
     Fault("partial_download", "what downloads leave beside a slide", unfinished, Processed()),
 )

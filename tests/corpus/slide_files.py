@@ -66,7 +66,7 @@ def cut_to(share: float, write: Callable[[Path], Path] = svs) -> Callable[[Path]
     """The first part of a sound file."""
 
     def make(folder: Path) -> Path:
-        path = write(folder / "bad.svs")
+        path = write(folder / f"{folder.name}.svs")
         os.truncate(path, round(path.stat().st_size * share))
         return path
 
@@ -74,7 +74,7 @@ def cut_to(share: float, write: Callable[[Path], Path] = svs) -> Callable[[Path]
 
 
 def header_only(folder: Path) -> Path:
-    path = tiff(folder / "bad.svs")
+    path = tiff(folder / f"{folder.name}.svs")
     with tifffile.TiffFile(path) as file:
         os.truncate(path, min(file.pages[0].dataoffsets))
     return path
@@ -110,12 +110,13 @@ CUT_OFF = (
 # Something else --------------------------------------------------------------------------------------------
 
 
-def holding(data: bytes, name: str = "bad.svs") -> Callable[[Path], Path]:
+def holding(data: bytes, suffix: str = ".svs", *, before: str = "") -> Callable[[Path], Path]:
     """A file of these bytes."""
 
     def make(folder: Path) -> Path:
-        (folder / name).write_bytes(data)
-        return folder / name
+        path = folder / f"{before}{folder.name}{suffix}"
+        path.write_bytes(data)
+        return path
 
     return make
 
@@ -130,11 +131,11 @@ def mrxs(*there: str, slidedat: str = "") -> Callable[[Path], Path]:
     """The cover of a MIRAX slide, and of its folder what is named."""
 
     def make(folder: Path) -> Path:
-        path = folder / "bad.mrxs"
+        path = folder / f"{folder.name}.mrxs"
         path.write_bytes(encoded("JPEG"))
         for name in there:
-            (folder / "bad").mkdir(exist_ok=True)
-            (folder / "bad" / name).write_text(slidedat if name == "Slidedat.ini" else "")
+            (folder / folder.name).mkdir(exist_ok=True)
+            (folder / folder.name / name).write_text(slidedat if name == "Slidedat.ini" else "")
         return path
 
     return make
@@ -186,26 +187,28 @@ STRANGERS = (
     Fault(
         "appledouble",
         "what macOS leaves beside a file",
-        holding(b"\0\5\x16\7\0\2\0\0Mac OS X", "._bad.svs"),
-        Rejected("companion file of macOS.*without '._'"),
+        holding(b"\0\5\x16\7\0\2\0\0Mac OS X", before="._"),
+        Rejected("cannot be a slide id.*no dot"),
     ),
-    Fault("mrxs_alone", "an .mrxs without its folder", mrxs(), Rejected("the folder bad/ .* is missing")),
+    Fault(
+        "mrxs_alone", "an .mrxs without its folder", mrxs(), Rejected("the folder mrxs_alone/ .* is missing")
+    ),
     Fault(
         "mrxs_no_index",
         "one whose folder lacks Index.dat",
         mrxs("Slidedat.ini", slidedat=DATA_FILES),
-        Rejected("bad/Index.dat is missing"),
+        Rejected("mrxs_no_index/Index.dat is missing"),
     ),
     Fault(
         "mrxs_no_dat",
         "one whose folder lacks a file of data",
         mrxs("Slidedat.ini", "Index.dat", "Data0000.dat", slidedat=DATA_FILES),
-        Rejected("bad/Data0001.dat is missing"),
+        Rejected("mrxs_no_dat/Data0001.dat, .* is missing"),
     ),
-    Fault("vms_alone", "a .vms without its pictures", holding(VMS, "bad.vms"), Rejected("gone.jpg")),
     Fault(
-        "dicom_cut", "the beginning of a DICOM file", holding(DICOM, "bad.dcm"), Rejected("cannot open it")
+        "vms_alone", "a .vms without its pictures", holding(VMS, ".vms"), Rejected("gone.jpg, .* is missing")
     ),
+    Fault("dicom_cut", "the beginning of a DICOM file", holding(DICOM, ".dcm"), Rejected("cannot open it")),
 )
 
 
@@ -220,7 +223,7 @@ def ifd_loop(path: Path) -> None:
 
 def subifd_loop(folder: Path) -> Path:
     """Levels in SubIFDs, the second of which leads to the first picture."""
-    path = folder / "bad.ome.tiff"
+    path = folder / f"{folder.name}.ome.tiff"
     with tifffile.TiffWriter(path) as file:
         usual = {"tile": (TILE, TILE), "photometric": "rgb", "metadata": None, **CENTIMETRE}
         file.write(tissue(), subifds=1, **usual)
@@ -254,12 +257,12 @@ def count_short(path: Path) -> None:
 def strip_bomb(folder: Path) -> Path:
     """1.2 GB of black that deflate makes 1.2 MB of."""
     black = np.zeros((20_000, 1_000, 3), np.uint8)
-    return tiff(folder / "bad.tiff", np.tile(black, (1, 2, 1)), tile=None, rowsperstrip=20_000)
+    return tiff(folder / f"{folder.name}.tiff", np.tile(black, (1, 2, 1)), tile=None, rowsperstrip=20_000)
 
 
 def strip_rows(folder: Path) -> Path:
     return tiff(
-        folder / "bad.tiff",
+        folder / f"{folder.name}.tiff",
         np.zeros((8_000, 8_000), np.uint8),
         tile=None,
         rowsperstrip=16,
@@ -321,7 +324,7 @@ CONTRADICTIONS = (
         "unknown_codec",
         "a compression that nobody knows",
         spoilt(codec(60_000)),
-        Rejected("compression 60000"),
+        Rejected("60000 is not a known COMPRESSION"),
     ),
     Fault(
         "webp_codec", "one that OpenSlide does not read", spoilt(codec(50_001)), Rejected("compress|decode")
@@ -380,29 +383,30 @@ def sparse(folder: Path) -> Path:
     def spoil(tiles: list[bytes]) -> None:
         tiles[RICH] = b""
 
-    return pyramid(folder / "bad.tiff", spoil=spoil)
+    return pyramid(folder / f"{folder.name}.tiff", spoil=spoil)
 
 
-def jp2k(folder: Path, broken: bool = True) -> Path:
-    """JPEG 2000 as Aperio writes it; the data of one tile are noise."""
-    tiles = forge.cut(tissue(), (TILE, TILE), forge.jpeg2000)
-    if broken:
-        head = len(tiles[RICH]) // 3
-        tiles[RICH] = tiles[RICH][:head] + bytes(len(tiles[RICH]) - head)
-    described = "Aperio Image Library v12\r\n512x384 (128x128) J2K/KDU Q=70|MPP = 0.5"
-    picture = forge.Picture(
-        (COLUMNS * TILE, ROWS * TILE),
-        (TILE, TILE),
-        tiles,
-        forge.RGB,
-        forge.JPEG2000_RGB,
-        description=described,
-    )
-    return forge.write_tiff(folder / "bad.svs", [picture])
+J2K = "Aperio Image Library v12\r\n512x384 (128x128) J2K/KDU Q=70|MPP = 0.5"
+
+
+def jp2k(folder: Path, levels: tuple[int, ...] = (1, 4)) -> Path:
+    """JPEG 2000 as Aperio writes it; the rest of one tile are zeros."""
+    pictures = []
+    for ratio in levels:
+        image = forge.smaller(tissue(), ratio)
+        tiles = forge.cut(image, (TILE, TILE), forge.jpeg2000)
+        if ratio == 1:
+            head = len(tiles[RICH]) // 3
+            tiles[RICH] = tiles[RICH][:head] + bytes(len(tiles[RICH]) - head)
+        size = (image.shape[1], image.shape[0])
+        pictures.append(
+            forge.Picture(size, (TILE, TILE), tiles, forge.RGB, forge.JPEG2000_RGB, description=J2K)
+        )
+    return forge.write_tiff(folder / f"{folder.name}.svs", pictures)
 
 
 def forged(change: Callable[[list[bytes]], None]) -> Callable[[Path], Path]:
-    return lambda folder: pyramid(folder / "bad.tiff", spoil=change)
+    return lambda folder: pyramid(folder / f"{folder.name}.tiff", spoil=change)
 
 
 def no_black(cut: Cut) -> None:
@@ -459,6 +463,12 @@ DAMAGE = (
     ),
     Fault("jp2k_broken", "a damaged tile of JPEG 2000", jp2k, Warned("1 of .* left out"), words=AS_IT_IS),
     Fault(
+        "one_level_damaged",
+        "one, where no coarser level shows its place",
+        lambda f: jp2k(f, (1,)),
+        Rejected("more than 5% of it cannot be decoded on any level: .*damaged"),
+    ),
+    Fault(
         "all_tiles_lost",
         "a scan whose tiles are all zeros",
         forged(lambda t: t.__setitem__(slice(None), [bytes(len(x)) for x in t])),
@@ -466,4 +476,38 @@ DAMAGE = (
     ),
 )
 
-SLIDE_FILES: tuple[Fault, ...] = (*CUT_OFF, *STRANGERS, *CONTRADICTIONS, *DAMAGE)
+# What a file knows of a patient ----------------------------------------------------------------------------
+
+SOURCE, PATIENT = b"|Source = synthetic", b"|Name = DOE JANE 17"
+
+
+def with_a_patient(folder: Path) -> Path:
+    """A name in the description, and on the pictures of the label and of the whole glass."""
+    path = svs(folder / f"{folder.name}.svs", label_image=True)
+    data = path.read_bytes()
+    assert data.count(SOURCE) == 4
+    path.write_bytes(data.replace(SOURCE, PATIENT))
+    return path
+
+
+def says_nothing_of_the_patient(cut: Cut) -> None:
+    """Neither the words nor a piece of the pictures is in any file of the output."""
+    path = cut.out.parent / "in" / cut.slide_id / f"{cut.slide_id}.svs"
+    data, secrets = path.read_bytes(), [b"DOE", b"JANE"]
+    with tifffile.TiffFile(path) as file:
+        for page in file.pages[4:]:  # label and macro
+            secrets += [data[start : start + 64] for start in page.dataoffsets]
+    assert len(secrets) > 20
+    written = [file.read_bytes() for file in cut.out.rglob("*") if file.is_file()]
+    assert len(written) > 10
+    assert not [secret for secret in secrets for content in written if secret in content]
+
+
+PRIVACY = (
+    Fault(
+        "phi_svs",
+        "a patient's name in the description and on the label",
+        with_a_patient,
+        Processed(holds=says_nothing_of_the_patient),
+    ),
+)
