@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import stat
 import unicodedata
@@ -18,8 +19,9 @@ import pytest
 
 from corpus.fault import Fault, Processed, Reader, Rejected, Warned
 from corpus.faults import FAULTS, GROUPS
+from corpus.learning import Evil
 from corpus.manifests import MANIFESTS
-from corpus.nursery import Ending, Nursery
+from corpus.nursery import SECONDS, Ending, Nursery
 from corpus.slides import Cut, svs, tile_words
 from corpus.table import DOCUMENT, replaced
 from wsi.messages import printable
@@ -74,11 +76,13 @@ class Scene:
         given = fault.make(folder)
         return given if isinstance(given, list) else [given]
 
-    def run(self, nursery: Nursery, words: Sequence[str], *, library: bool = False) -> Ending:
+    def run(
+        self, nursery: Nursery, words: Sequence[str], *, library: bool = False, seconds: float = SECONDS
+    ) -> Ending:
         """Run a command, which obeys the laws of all: it ends, by itself, in bounded memory, and says no
         word of a bug; and it writes nothing but its output."""
         before = self._kept()
-        ending = nursery.run(words, home=self.root / "home", library=library)
+        ending = nursery.run(words, home=self.root / "home", library=library, seconds=seconds)
         said = ending.out + ending.err
         assert not ending.hung, said
         assert 0 <= ending.code != 70, said
@@ -176,15 +180,15 @@ def test_slides_end_as_they_must_and_a_sound_one_among_them_is_cut_as_if_alone(
     assert ending.code == (1 if failed else 0)
     wrong = {}
     for fault in faults:
-        mine = {name: line for name, line in ends.items() if name in ids(paths[fault.name])}
+        known = ids(paths[fault.name])
+        mine = {slide: line for slide, line in ends.items() if slide in known}
         warned = [line for line in ending.err.splitlines() if f"/in/{fault.name}/" in line]
         try:
             assert mine, sorted(ends)
             judge(fault, paths[fault.name], mine, warned, scene)
         except AssertionError as error:
             wrong[fault.name] = str(error)
-        for name in mine:
-            del ends[name]
+        ends = {slide: line for slide, line in ends.items() if slide not in mine}
     assert not wrong, "\n\n".join(f"{name}: {what}" for name, what in wrong.items())
     assert not ends
 
@@ -239,6 +243,19 @@ def test_what_is_no_slide_is_read_as_it_must_be(fault: Fault, scene: Scene, nurs
         assert ending.err == ""
     if outcome.holds:
         outcome.holds(json.loads(ending.out))
+
+
+# The laws --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("misdeed", ["hang", "crash", "grow", "trust"])
+def test_the_laws_catch_what_breaks_them(misdeed: str, scene: Scene, nursery: Nursery) -> None:
+    path = scene.root / "in" / "bad"
+    os.mkfifo(path) if misdeed == "hang" else path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(AssertionError):
+        scene.run(nursery, [misdeed, str(path)], library=True, seconds=1)
+    again = nursery.run(["labels", "/dev/null"], home=scene.root / "home", library=True)
+    assert again.code == 2
 
 
 # The table -------------------------------------------------------------------------------------------------

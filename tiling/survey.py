@@ -25,7 +25,7 @@ LOOK_PX = 1600
 """Long side of the thumbnail, in pixels, where the scan has that many: enough for a screen."""
 
 MOST_LOST = 0.05
-"""Share of a slide that may be impossible to decode; beyond it the slide fails, rather than pass for glass."""
+"""Share of a slide that may be impossible to decode; beyond it the slide fails: it would pass for glass."""
 
 _log = logging.getLogger(__name__)
 

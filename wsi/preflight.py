@@ -102,7 +102,7 @@ class FileFacts:
     description: str
     """ImageDescription of the first directory, at most 64 KiB of it; empty where there is none."""
     largest: tuple[int, int] = (0, 0)
-    """``(width, height)`` of the largest picture that is stored in tiles, masks apart; zeros where none is."""
+    """``(width, height)`` of the largest picture that is stored in tiles, no mask; zeros for none."""
 
 
 def check_file(path: Path) -> FileFacts:
@@ -130,7 +130,7 @@ def check_file(path: Path) -> FileFacts:
 
 
 def _check_other(path: Path, head: bytes) -> None:
-    """Check a file that is no TIFF, which begins with `head`: that it is a slide, and not without its others."""
+    """Check that a file that is no TIFF, and begins with `head`, is a slide, and has its other files."""
     if path.suffix.lower() == ".mrxs" and head.startswith(_PICTURES):
         _check_mrxs_folder(path)
     elif head.startswith(_HAMAMATSU):

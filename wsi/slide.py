@@ -279,8 +279,8 @@ class Slide:
 def _whole(backend: Backend, path: Path, facts: FileFacts) -> Backend:
     """The reader, unless it takes a smaller picture for the slide: the scale would be that of another level.
 
-    OpenSlide passes over what follows a first directory and is not marked as its level. Where tiles overlap the
-    slide is a little smaller than the picture that holds them.
+    OpenSlide passes over what follows a first directory and is not marked as its level. Where tiles overlap
+    the slide is a little smaller than the picture that holds them.
     """
     level, stored = backend.levels[0], facts.largest
     if level.width * _OVERLOOKED < stored[0] and level.height * _OVERLOOKED < stored[1]:

@@ -1,4 +1,4 @@
-"""Manifests (slide, id, mpp, label, patient) as spreadsheets and accidents leave them: bytes, and what must come of them.
+"""Manifests (slide, id, mpp, label, patient) as spreadsheets leave them, and what must come of each.
 
 Not run here: whoever reads manifests takes `MANIFESTS`. Each is a file in a folder that also holds the slides
 `THERE`; paths in it count from that folder.

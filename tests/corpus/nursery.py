@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks a child for each case: limits hold, and no import is paid twice.
+"""A process that has imported everything and forks a child for each case: limits hold, imports are paid once.
 
 Nothing that a child does can harm the tests: it has a time, an address space and a group of processes of its
 own. Run as a program this file is that process; `Nursery` is how tests speak to it.
@@ -61,11 +61,13 @@ class Nursery:
             text=True,
         )
 
-    def run(self, words: Sequence[str], *, home: Path, library: bool = False) -> Ending:
+    def run(
+        self, words: Sequence[str], *, home: Path, library: bool = False, seconds: float = SECONDS
+    ) -> Ending:
         """Run `cli.main`, or `corpus.reading.main`, with its working, home and temporary folder in `home`."""
         assert self._process.stdin
         assert self._process.stdout
-        job = {"words": list(words), "home": str(home), "library": library}
+        job = {"words": list(words), "home": str(home), "library": library, "seconds": seconds}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return Ending(**json.loads(self._process.stdout.readline()))
@@ -95,7 +97,8 @@ def serve() -> None:
         if job["library"]:
             import mil.checkpoint
             import mil.features  # noqa: F401
-        print(json.dumps(run_in_child(job)), flush=True)
+        sys.stdout.write(json.dumps(run_in_child(job)) + "\n")
+        sys.stdout.flush()
 
 
 def run_in_child(job: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +108,7 @@ def run_in_child(job: dict[str, Any]) -> dict[str, Any]:
     process = os.fork()
     if process == 0:
         _be_child(job, out, err)
-    end, hung = time.monotonic() + SECONDS, False
+    end, hung = time.monotonic() + job["seconds"], False
     while (ended := os.wait4(process, os.WNOHANG))[0] == 0:
         if hung := time.monotonic() > end:
             os.killpg(process, signal.SIGKILL)

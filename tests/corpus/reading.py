@@ -1,8 +1,11 @@
-"""Readers of the library that have no command of their own, as commands: a result in JSON, or one line of error."""
+"""Readers of the library that have no command of their own, as commands; and such as misbehave."""
 
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,13 +60,37 @@ def weights(path: Path) -> dict[str, Any]:
     return {"tensors": sorted(read_state(path))}
 
 
+def hang(path: Path) -> None:
+    """Wait for ever."""
+    os.open(path, os.O_RDONLY)
+
+
+def crash(path: Path) -> None:
+    """End as a decoder does that reads where it must not."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def grow(path: Path) -> None:
+    """Take more memory than there is."""
+    bytearray(1 << 40)
+
+
+def trust(path: Path) -> None:
+    """Run what a pickle says."""
+    pickle.loads(path.read_bytes())
+
+
+READERS = {
+    read.__name__: read for read in (labels, regions, features, model, weights, hang, crash, grow, trust)
+}
+
+
 def main(words: Sequence[str]) -> int:
     """``READER PATH``; the exit code. What is no error of ours comes out as it is."""
-    read = {"labels": labels, "regions": regions, "features": features, "model": model, "weights": weights}
     try:
         with messages(debug=False):
-            print(json.dumps(read[words[0]](Path(words[1]))))
+            sys.stdout.write(json.dumps(READERS[words[0]](Path(words[1]))) + "\n")
     except MicrotomeError as error:
-        print(f"ERROR {on_a_terminal(str(error))}", file=sys.stderr)
+        sys.stderr.write(f"ERROR {on_a_terminal(str(error))}\n")
         return error.exit_code
     return 0

@@ -1,4 +1,4 @@
-"""Slides to spoil: small, of tissue, sound as they are; and what must be true of tiles that were cut of them."""
+"""Slides to spoil: small, of tissue, sound as they are; and what must be true of the tiles cut of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tissue() -> Pixels:
 
 
 def svs(path: Path, *, mpp: float | None = MPP, label_image: bool = False) -> Path:
-    """A sound slide as Aperio writes them: three levels and a thumbnail, JPEG, tables at the end of each level."""
+    """A sound slide as Aperio writes them: three levels and a thumbnail, all of it JPEG."""
     write_svs(path, tissue(), mpp=mpp, tile_px=TILE, label_image=label_image)
     return path
 

@@ -67,8 +67,10 @@ def add_features(
     tamper: Callable[[Path], object] = lambda folder: None,
     **recipe: Any,
 ) -> NDArray[np.float16]:
-    """Commit random features, in files of four rows; `bad` puts a number into a row, `zeros` rows of zeros, and
-    `tamper` changes what is committed."""
+    """Commit random features, in files of four rows.
+
+    `bad` puts a number into a row, `zeros` makes rows of zeros, and `tamper` changes what is committed.
+    """
     values = np.random.default_rng(seed).normal(size=(count or len(store), DIM)).astype(np.float16)
     if bad:
         values[bad[0], 1] = bad[1]

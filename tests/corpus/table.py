@@ -1,4 +1,4 @@
-"""The corpus as a table of docs/reliability.md; ``PYTHONPATH=.:tests python -m corpus.table`` writes it there."""
+"""The corpus as a table; ``PYTHONPATH=.:tests python -m corpus.table`` writes it to docs/reliability.md."""
 
 from __future__ import annotations
 
