@@ -324,16 +324,22 @@ def load_model(folder: Path) -> tuple[Model, Ensemble]:
 def _load_member(model: Model, path: Path, digest: str) -> Head:
     state = read_state(path)
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced
-        head = build_head(
-            model.head,
-            dim=int(model.features.encoder["dim"]) * (1 + len(model.features.contexts)),
-            classes=len(model.classes),
-            settings=model.settings,
-            adaptor=model.adaptor,
-        )
+        try:
+            head = build_head(
+                model.head,
+                dim=int(model.features.encoder["dim"]) * (1 + len(model.features.contexts)),
+                classes=len(model.classes),
+                settings=model.settings,
+                adaptor=model.adaptor,
+            )
+        except UsageError as error:
+            raise _named(error, path.parent / CARD_FILE) from error
     load_strictly(head, state, path=path, what=f"{model.head} for {len(model.classes)} classes")
     if digest_state(state) != digest:
         raise _not_a_model(path, f"does not hold the weights that {CARD_FILE} describes")
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise _not_a_model(path, f"holds NaN or infinite numbers ({name}): every score would be none")
     return head.eval()
 
 
@@ -379,12 +385,17 @@ def _read_card(path: Path) -> tuple[Model, list[str]]:
             training=content["training"],
             judges=Judges(content.get("judges", Judges.SLIDES.value)),
         )
-    except UsageError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+    except UsageError as error:
+        raise _named(error, path) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _not_a_model(path, f"is unreadable ({type(error).__name__}: {error})") from error
     old = content["format"] == _OLD_FORMAT
     return model, [_OLD_WEIGHTS] if old else [weights_file(i) for i in range(len(model.members))]
+
+
+def _named(error: UsageError, path: Path) -> UsageError:
+    """The error, which names the card that is at fault."""
+    return error if error.path else UsageError(error.reason, path=path, action=error.action)
 
 
 def _not_a_model(path: Path, reason: str) -> UsageError:

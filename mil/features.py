@@ -160,17 +160,33 @@ class StoredBag:
         Raises
         ------
         UsageError
-            NaN or infinity among what was read; see `Bag`.
+            NaN or infinity among what was read, see `Bag`; or rows of zeros, as a lost file leaves them where
+            other programs read it.
         DamagedError
             A file is not as committed.
         """
+        parts = [scale.read(rows) for scale in self.scales]
+        origins = self.origins if rows is None else self.origins[rows]
+        for part in parts:
+            self._refuse_zeros(part, origins)
         return Bag(
             slide_id=self.slide_id,
-            features=np.concatenate([scale.read(rows) for scale in self.scales], axis=1),
-            origins=self.origins if rows is None else self.origins[rows],
+            features=np.concatenate(parts, axis=1),
+            origins=origins,
             label=self.label,
             patient=self.patient,
         )
+
+    def _refuse_zeros(self, features: NDArray[np.float16], origins: NDArray[np.int32]) -> None:
+        """No encoder says nothing of a tile."""
+        empty = np.flatnonzero(~features.any(axis=1))
+        if len(empty):
+            x, y = origins[empty[0]].tolist()
+            raise UsageError(
+                f"slide {self.slide_id!r} has features that are all zero in {len(empty)} of {len(features)} "
+                f"tiles, first at ({x}, {y})",
+                action="Encode or import it again, or leave it out of the labels",
+            )
 
 
 def open_bag(

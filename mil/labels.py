@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from tiling.class_names import CHANNELS
 from tiling.manifest import IDS, SLIDE, id_of
+from tiling.output import check_slide_id
 from wsi.errors import UsageError
 from wsi.table import Table, TableRow, lines_of, open_table
 
@@ -22,6 +24,7 @@ _OPTIONAL = ("patient", "split", "fold", "site")
 _FORM = "slide_id,label[,patient][,split][,fold][,site]"
 _MAY_BE_BLANK = ("fold", "site")  # slides for testing have no fold, and of some nobody knows the site
 _LABEL_BYTES = 100  # labels are parts of file names
+_FORMULA = re.compile(r"[=@]|[+-].*[(|!]")  # a sign alone is a label: CD3 is + or -
 
 
 class Split(Enum):
@@ -99,6 +102,7 @@ def read_labels(path: Path, *, to_train: bool = True) -> LabelTable:
     rows = tuple(_parse(open_table(path)))
     if not rows:
         raise _refused(path, "holds no slides", "Add a line 'slide_id,label' for each slide")
+    _refuse_unusable_ids(path, rows)
     _refuse_unusable_labels(path, rows)
     _refuse_repeats(path, rows)
     _refuse_look_alikes(path, rows)
@@ -195,14 +199,28 @@ def _fold(path: Path, value: str | None, line: int) -> int | None:
     return int(value)
 
 
+def _refuse_unusable_ids(path: Path, rows: Sequence[SlideLabel]) -> None:
+    """Ids are names of folders: none leads out of the output."""
+    for row in rows:
+        try:
+            check_slide_id(row.slide_id)
+        except UsageError as error:
+            raise _refused(path, f"{error.reason} ({_lines([row])})", "Write the slide's id") from error
+
+
 def _refuse_unusable_labels(path: Path, rows: Sequence[SlideLabel]) -> None:
-    """Labels become classes in QuPath, where a colon divides; names of channels; and parts of file names."""
+    """Labels become classes in QuPath, where a colon divides; names of channels; and parts of file names.
+
+    And cells of tables that people open with a spreadsheet, which would compute what looks like a formula.
+    """
     for row in rows:
         label, reason = row.label, ""
         if not label.isprintable():
             reason = "holds characters that cannot be printed on one line"
         elif ":" in label:
             reason = "holds a colon"
+        elif _FORMULA.match(label):
+            reason = "a spreadsheet takes for a formula"
         elif label.casefold() in CHANNELS:
             reason = "is the name of another channel of heatmaps"
         elif len(label.encode()) > _LABEL_BYTES:

@@ -245,8 +245,12 @@ def check_slide_id(slide_id: str) -> str:
     )
     if wrong:
         raise UsageError(
-            f"{slide_id!r} cannot be a slide id: printable characters, no slash, no dot or space in front, "
-            f"{LONGEST_ID} bytes at most",
+            f"{_shortened(slide_id)!r} cannot be a slide id: printable characters, no slash, no dot or "
+            f"space in front, {LONGEST_ID} bytes at most",
             action="Rename the file",
         )
     return name
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:60]}..."

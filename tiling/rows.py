@@ -18,6 +18,9 @@ from zarr.storage import LocalStore
 
 from tiling.codecs import opened
 from tiling.commit import damaged
+from wsi.errors import DamagedError
+
+_WORDS = 60  # characters of what a library says of a fault
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +77,7 @@ class RowReader:
             content = opened((self.item / "c" / str(number) / "0").read_bytes())
             return np.frombuffer(content, "<f2").reshape(self.rows_per_file, self.shape[1])
         except (ValueError, OSError, RuntimeError) as error:  # a bad checksum may come as any of these
-            raise damaged(self.item, f"rows cannot be read: {error}") from error
+            raise _unreadable(self.item, error) from error
 
 
 def open_rows(item: Path) -> RowReader:
@@ -91,7 +94,11 @@ def open_rows(item: Path) -> RowReader:
         plain = array.dtype == np.float16 and _is_plain(array) and array.chunks[1] == width
         return RowReader(item, (count, width), int(array.chunks[0]), None if plain else array)
     except (ValueError, OSError, RuntimeError) as error:
-        raise damaged(item, f"rows cannot be read: {error}") from error
+        raise _unreadable(item, error) from error
+
+
+def _unreadable(item: Path, error: Exception) -> DamagedError:
+    return damaged(item, f"rows cannot be read: {str(error)[:_WORDS]}")
 
 
 def _is_plain(array: zarr.Array[Any]) -> bool:

@@ -24,6 +24,9 @@ THUMBNAIL, MASK, OUTLINE = "thumbnail.png", "mask.png", "outline.jpg"
 LOOK_PX = 1600
 """Long side of the thumbnail, in pixels, where the scan has that many: enough for a screen."""
 
+MOST_LOST = 0.05
+"""Share of a slide that may be impossible to decode; beyond it the slide fails: it would pass for glass."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,12 +57,12 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
     )
     if draft is None:
         return read_mask(store)
-    lost: list[SlideError] = []
-    mask = find_tissue(slide, method, mpp=mpp, damage=lost.append)
+    lost = _Lost(slide.path)
+    mask = find_tissue(slide, method, mpp=mpp, damage=lost.of_the_mask)
     finest = max(resolution.x, resolution.y)
     look_mpp = max(max(slide.size[0] * resolution.x, slide.size[1] * resolution.y) / LOOK_PX, finest)
-    thumbnail = slide.thumbnail(look_mpp, damage=lost.append)
-    warnings = _lost(slide, lost)
+    thumbnail = slide.thumbnail(look_mpp, damage=lost.of_the_picture)
+    warnings = lost.warn()
     write_file(draft.folder / THUMBNAIL, encode_png(thumbnail))
     write_file(draft.folder / MASK, encode_png(mask.mask.astype(np.uint8) * 255))
     write_file(draft.folder / OUTLINE, encode_jpeg(mask.look(thumbnail)))
@@ -78,14 +81,36 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
     return mask
 
 
-def _lost(slide: Slide, lost: list[SlideError]) -> list[str]:
-    """A word on spots that no level of the slide shows."""
-    if not lost:
-        return []
-    reasons = sorted({error.reason for error in lost})
-    warning = f"{len(reasons)} spots cannot be decoded and are taken for glass: {reasons[0]}"
-    _log.warning("%s: %s", slide.path, warning)
-    return [warning]
+class _Lost:
+    """Spots that no level of the slide shows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._share = path, 0.0
+        self._reasons: set[str] = set()
+
+    def of_the_mask(self, error: SlideError, share: float) -> None:
+        """Take a spot for glass; `SlideError` where that is too much of the slide to go on without."""
+        self.of_the_picture(error, share)
+        self._share += share
+        if self._share > MOST_LOST:
+            raise SlideError(
+                f"more than {MOST_LOST:.0%} of it cannot be decoded on any level: {error.reason}",
+                path=self._path,
+                action="Copy or download it again",
+            ) from error
+
+    def of_the_picture(self, error: SlideError, share: float) -> None:
+        """Leave a spot white that is only looked at."""
+        self._reasons.add(error.reason)
+
+    def warn(self) -> list[str]:
+        """A word on them."""
+        if not self._reasons:
+            return []
+        some = min(self._reasons)
+        warning = f"{len(self._reasons)} spots cannot be decoded and are taken for glass: {some}"
+        _log.warning("%s: %s", self._path, warning)
+        return [warning]
 
 
 def read_mask(store: TileStore) -> TissueMask:

@@ -36,6 +36,8 @@ LARGEST_FILE = 128 << 20
 """Bytes, also of what a gzip'ed file holds. Reading takes three times the file, and ten times where it all is
 one feature. Files of cells are larger, and do not say where tissue is."""
 
+_WORDS = 80  # characters of what a library says of a fault
+
 _log = logging.getLogger(__name__)
 _AGAIN = "Export it again from QuPath (File, Export objects as GeoJSON), or give another file"
 
@@ -164,7 +166,7 @@ def _load(data: bytes, path: Path) -> Any:
         reason = "is nested too deep to be GeoJSON"
         raise UsageError(reason, path=path, action=_AGAIN) from error
     except ValueError as error:
-        reason = "is empty" if not text.strip() else f"is not JSON, or cut off ({error})"
+        reason = "is empty" if not text.strip() else f"is not JSON, or cut off ({str(error)[:_WORDS]})"
         raise UsageError(reason, path=path, action=_AGAIN) from error
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -79,11 +79,14 @@ _STRANGERS = (
     (rb"[\t\n\r\x20-\x7e]+\Z", "is a text", _ORIGINAL),
 )
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"BM")  # what the .mrxs file beside its folder may be
+_HAMAMATSU = (b"[Virtual Microscope Specimen]", b"[Uncompressed Virtual Microscope Specimen]")  # VMS, VMU
+_VMS_FILE = rb"(?m)^(?:ImageFile(?:\([\d,]+\))?|MapFile) *= *([^\r\n]+)"
+_MRXS_FILE = rb"(?m)^FILE_\d+ *= *([^\r\n]+)"
+_MAX_INDEX_BYTES = 2**20  # of a text that names a slide's other files; usual are some ten thousand
 _OTHER_SLIDES = (
     (0, b"ZISRAWFILE"),  # Zeiss CZI
     (0, b"SQLite format 3\0"),  # Sakura
-    (0, b"[Virtual Microscope Specimen]"),  # Hamamatsu VMS
-    (0, b"[Uncompressed Virtual Microscope Specimen]"),  # Hamamatsu VMU
+    *((0, magic) for magic in _HAMAMATSU),
     (128, b"DICM"),  # DICOM, part 10 of the standard
 )
 
@@ -98,6 +101,8 @@ class FileFacts:
     """Whether the first directory points to others by SubIFDs (tag 330), as OME-TIFF pyramids do."""
     description: str
     """ImageDescription of the first directory, at most 64 KiB of it; empty where there is none."""
+    largest: tuple[int, int] = (0, 0)
+    """``(width, height)`` of the largest picture that is stored in tiles, no mask; zeros for none."""
 
 
 def check_file(path: Path) -> FileFacts:
@@ -114,17 +119,24 @@ def check_file(path: Path) -> FileFacts:
             head = file.read(4096)
             if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
                 return _check_tiff(Tiff(file, path, size))
+        _check_other(path, head)
     except SlideError:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         action = "Check the path, the permissions and the disk"
         raise SlideError(f"cannot be read ({reason})", path=path, action=action) from error
+    return FileFacts(container="other", subifds=False, description="")
+
+
+def _check_other(path: Path, head: bytes) -> None:
+    """Check that a file that is no TIFF, and begins with `head`, is a slide, and has its other files."""
     if path.suffix.lower() == ".mrxs" and head.startswith(_PICTURES):
         _check_mrxs_folder(path)
+    elif head.startswith(_HAMAMATSU):
+        _check_beside(path, path, _VMS_FILE)
     elif not any(head[start:].startswith(magic) for start, magic in _OTHER_SLIDES):
         _refuse_stranger(path, head)
-    return FileFacts(container="other", subifds=False, description="")
 
 
 def _regular_size(path: Path) -> int:
@@ -157,6 +169,22 @@ def _check_mrxs_folder(path: Path) -> None:
     for name in ("Slidedat.ini", "Index.dat"):
         if not (folder / name).is_file():
             raise SlideError(f"{folder.name}/{name} is missing", path=path, action=action)
+    _check_beside(path, folder / "Slidedat.ini", _MRXS_FILE)
+
+
+def _check_beside(path: Path, index: Path, pattern: bytes) -> None:
+    """Check that the files which an index names are beside it; OpenSlide does not say which one it misses."""
+    with index.open("rb") as file:
+        text = file.read(_MAX_INDEX_BYTES)
+    for found in re.findall(pattern, text):
+        name = found.strip().decode("utf-8", errors="surrogateescape")
+        if not (index.parent / name).is_file():
+            missing = name if index == path else f"{index.parent.name}/{name}"
+            raise SlideError(
+                f"{missing}, which belongs to it, is missing",
+                path=path,
+                action="Copy the slide again, with all its files",
+            )
 
 
 def _refuse_stranger(path: Path, head: bytes) -> NoReturn:
@@ -168,7 +196,7 @@ def _refuse_stranger(path: Path, head: bytes) -> NoReturn:
 
 
 def _check_tiff(tiff: Tiff) -> FileFacts:
-    facts = None
+    facts, largest = None, (0, 0)
     tiled: list[Directory] = []  # the full pictures and, where a writer does not mark them, their levels
     for directory, chained in tiff.directories():
         kind, is_tiled = tiff.value(directory, _SUBFILE, 0), _TILE_WIDTH in directory.fields
@@ -182,12 +210,18 @@ def _check_tiff(tiff: Tiff) -> FileFacts:
             _check_picture(tiff, directory)
             if is_tiled and not kind & _MASK:  # it may be a level
                 _check_colours(tiff, directory, facts)
+        if is_tiled and not kind & _MASK:
+            largest = max(largest, _size(tiff, directory), key=math.prod)
         if chained and is_tiled and not kind & (_REDUCED | _MASK):
             tiled.append(directory)
     if facts is None:
         tiff.fail("holds no directory of pictures")
     _check_layers(tiff, tiled, facts)
-    return facts
+    return replace(facts, largest=largest)
+
+
+def _size(tiff: Tiff, directory: Directory) -> tuple[int, int]:
+    return tiff.value(directory, _WIDTH, 0), tiff.value(directory, _HEIGHT, 0)
 
 
 def _check_layers(tiff: Tiff, tiled: Sequence[Directory], facts: FileFacts) -> None:
@@ -199,7 +233,7 @@ def _check_layers(tiff: Tiff, tiled: Sequence[Directory], facts: FileFacts) -> N
     """
     if not tiled:
         return
-    sizes = [(tiff.value(d, _WIDTH, 0), tiff.value(d, _HEIGHT, 0)) for d in tiled]
+    sizes = [_size(tiff, directory) for directory in tiled]
     largest = max(sizes, key=math.prod)
     layers = [d for d, size in zip(tiled, sizes, strict=True) if size == largest]
     grey = all(tiff.value(d, _SAMPLES, 1) == 1 for d in layers)
@@ -256,7 +290,7 @@ def _description(tiff: Tiff, directory: Directory) -> str:
 def _check_picture(tiff: Tiff, directory: Directory) -> None:
     """Check that a picture's tiles or strips are of a bearable size, as many as it needs, and in the file."""
     name = directory.name
-    width, height = tiff.value(directory, _WIDTH, 0), tiff.value(directory, _HEIGHT, 0)
+    width, height = _size(tiff, directory)
     if not width or not height:
         tiff.fail(f"{name} says {width} x {height} pixels")
     samples, bits = tiff.value(directory, _SAMPLES, 1), tiff.value(directory, _BITS, 1)

@@ -35,7 +35,9 @@ DRIFT, LEVEL_0_DRIFT = 0.05, 0.25
 number are one."""
 _SMALLEST_LOSS = 32  # pixels of a preview: a damaged spot is narrowed down to this
 
-Damage = Callable[[SlideError], None]
+Damage = Callable[[SlideError, float], None]
+"""Told of a spot that cannot be decoded: why, and which share of the whole picture it is."""
+_Lost = Callable[[SlideError, tuple[int, int]], None]  # the same, by the spot's (width, height)
 Pair = tuple[float, float]
 
 
@@ -171,9 +173,15 @@ class Reader:
         spot is white, or, without `damage`, the error is raised.
         """
         plane = self._plane_of_preview(scale)
+        pixels = size[0] * size[1]
+
+        def lost(error: SlideError, spot: tuple[int, int]) -> None:
+            if damage is None:
+                raise error
+            damage(error, spot[0] * spot[1] / pixels)
 
         def cut(region: Region, block: tuple[int, int], plane: Plane) -> NDArray[np.uint8]:
-            return self._cut_or_finer(region, block, plane, damage)
+            return self._cut_or_finer(region, block, plane, lost)
 
         return self._in_blocks(0, 0, size, scale, plane, cut)
 
@@ -290,31 +298,27 @@ class Reader:
             return area_resample(pixels, window, size)
 
     def _cut_or_finer(
-        self, region: Region, size: tuple[int, int], plane: Plane, damage: Damage | None
+        self, region: Region, size: tuple[int, int], plane: Plane, lost: _Lost
     ) -> NDArray[np.uint8]:
         try:
             return self._cut(region, size, plane)
         except SlideError as error:
             if max(size) > _SMALLEST_LOSS:
-                return self._cut_in_quarters(region, size, plane, damage)
+                return self._cut_in_quarters(region, size, plane, lost)
             if plane.level > 0:
-                return self._cut_or_finer(region, size, self._plane(plane.level - 1), damage)
-            if damage is None:
-                raise
-            damage(error)
+                return self._cut_or_finer(region, size, self._plane(plane.level - 1), lost)
+            lost(error, size)
             return np.full((size[1], size[0], 3), 255, np.uint8)
 
     def _cut_in_quarters(
-        self, region: Region, size: tuple[int, int], plane: Plane, damage: Damage | None
+        self, region: Region, size: tuple[int, int], plane: Plane, lost: _Lost
     ) -> NDArray[np.uint8]:
         image = np.empty((size[1], size[0], 3), np.uint8)
         scale = region.width / size[0], region.height / size[1]
         for left, top, block in _blocks(size, max(1, -(-size[0] // 2)), max(1, -(-size[1] // 2))):
             corner = region.x + left * scale[0], region.y + top * scale[1]
             part = Region(*corner, block[0] * scale[0], block[1] * scale[1])
-            image[top : top + block[1], left : left + block[0]] = self._cut_or_finer(
-                part, block, plane, damage
-            )
+            image[top : top + block[1], left : left + block[0]] = self._cut_or_finer(part, block, plane, lost)
         return image
 
     def _fetch(

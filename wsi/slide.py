@@ -21,9 +21,12 @@ from wsi.preflight import FileFacts, check_file
 from wsi.reader import Damage, Reader, find_runs
 from wsi.resolution import find_resolution, objective_power, resolution_of_power
 from wsi.stopwatch import Stopwatch
+from wsi.tiff import TILED_AGAIN
 
 UPSAMPLING_TOLERANCE = 0.05
 """A slide of 0.502 µm serves a request for 0.5; one of 0.6 µm does not: detail cannot be invented."""
+
+_OVERLOOKED = 1.5  # times a reader's finest level: a picture so much larger is one that it did not see
 
 _log = logging.getLogger(__name__)
 
@@ -267,6 +270,24 @@ class Slide:
         return f"<Slide {self.path.name!r} {self.size[0]} x {self.size[1]}, {mpp}, {self.backend}>"
 
 
+def _whole(backend: Backend, path: Path, facts: FileFacts) -> Backend:
+    """The reader, unless it takes a smaller picture for the slide: the scale would be that of another level.
+
+    OpenSlide passes over what follows a first directory and is not marked as its level. Where tiles overlap
+    the slide is a little smaller than the picture that holds them.
+    """
+    level, stored = backend.levels[0], facts.largest
+    if level.width * _OVERLOOKED < stored[0] and level.height * _OVERLOOKED < stored[1]:
+        backend.close()
+        raise SlideError(
+            f"{backend.name} takes a level of {level.width} x {level.height} pixels for the slide, "
+            f"which has {stored[0]} x {stored[1]}",
+            path=path,
+            action=TILED_AGAIN,
+        )
+    return backend
+
+
 def _open_backend(path: Path, facts: FileFacts) -> Backend:
     """The first reader that opens the file.
 
@@ -280,7 +301,7 @@ def _open_backend(path: Path, facts: FileFacts) -> Backend:
     reasons, actions = [], []
     for backend in order:
         try:
-            return backend(path)
+            return _whole(backend(path), path, facts)
         except SlideError as error:
             reasons.append(error.reason)
             actions += [error.action] if error.action else []

@@ -141,7 +141,7 @@ class DeepZoom:
         """The whole slide; spots that cannot be decoded are white, so that a damaged slide opens."""
         step = 1 << (self.frame.finest_level - self._overview_level)
         with self._readers, self._borrow() as slide:
-            return slide.thumbnail(self.frame.mpp * step, damage=lambda error: None)
+            return slide.thumbnail(self.frame.mpp * step, damage=lambda error, share: None)
 
 
 class StillPicture:

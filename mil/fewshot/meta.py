@@ -218,7 +218,7 @@ def _read_card(path: Path) -> Meta:
         )
     except UsageError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _not_a_meta(path, f"is unreadable ({type(error).__name__}: {error})") from error
 
 

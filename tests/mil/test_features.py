@@ -12,6 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from corpus.stores import DIM, IDENTITY, KEY, add_features
 from mil.bags import Bag, BagSource
 from mil.features import (
     FeatureRecipe,
@@ -29,34 +30,7 @@ from tiling.store import TileStore, make_array
 from wsi.errors import DamagedError, RecipeError, UsageError
 
 MakeStore = Callable[..., TileStore]
-DIM, KEY = 6, "enc"
-IDENTITY = {"name": KEY, "dim": DIM, "weights": "sha256:0"}
 ORDERS = ([3], [0, 1, 2], [10, 0, 7, 4], [5, 5, 5, 0, 5], list(range(11)), list(range(10, -1, -1)))
-
-
-def add_features(
-    store: TileStore,
-    key: str = KEY,
-    *,
-    seed: int = 0,
-    bad: tuple[int, float] | None = None,
-    count: int | None = None,
-    **recipe: Any,
-) -> NDArray[np.float16]:
-    """Commit random features, in files of four rows; `bad` puts a number into a row."""
-    values = np.random.default_rng(seed).normal(size=(count or len(store), DIM)).astype(np.float16)
-    if bad:
-        values[bad[0], 1] = bad[1]
-    content = {"step": "features", "inputs": store.inputs("tiles"), "encoder": IDENTITY, **recipe}
-    with store.output.lock():
-        draft = store.begin(f"features/{key}", content)
-        assert draft is not None
-        array = make_array(draft, "", shape=values.shape, rows_per_file=4, dtype=np.float16, fill=np.nan)
-        for start in range(0, len(values), 4):
-            rows = slice(start, min(start + 4, len(values)))
-            array.write(rows, values[rows])
-        draft.publish({})
-    return values
 
 
 def add_scales(store: TileStore, contexts: Sequence[float]) -> NDArray[np.float16]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def write_levels(path: Path, *levels: NDArray[np.uint8], in_subifds: bool = Fals
     return path
 
 
-def leave_out(path: Path, tile: int, forge: SimpleNamespace) -> None:
+def leave_out(path: Path, tile: int, forge: ModuleType) -> None:
     """Make a tile of the first picture one that was never scanned."""
     with tifffile.TiffFile(path) as tiff:
         for tag in (tiff.pages[0].tags[324], tiff.pages[0].tags[325]):
@@ -59,7 +59,7 @@ def opened(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_whether_a_region_is_damaged_does_not_depend_on_other_threads(
-    tmp_path: Path, forge: SimpleNamespace, opened: Any
+    tmp_path: Path, forge: ModuleType, opened: Any
 ) -> None:
     """OpenSlide's error sticks to the handle that all threads share."""
     picture = np.random.default_rng(4).integers(0, 256, (1024, 1024, 3), np.uint8)
@@ -84,7 +84,7 @@ def test_whether_a_region_is_damaged_does_not_depend_on_other_threads(
 
 
 def test_a_slide_that_goes_away_is_an_error_of_the_slide(
-    tmp_path: Path, forge: SimpleNamespace, opened: Any
+    tmp_path: Path, forge: ModuleType, opened: Any
 ) -> None:
     path = write_levels(tmp_path / "s.tiff", PICTURE)
     start, length = forge.tile_place(path, 0)
@@ -138,7 +138,7 @@ def test_a_level_may_be_off_by_what_is_rounded(
 
 
 @pytest.mark.parametrize("in_subifds", [False, True])
-def test_what_was_never_scanned_is_white(tmp_path: Path, forge: SimpleNamespace, in_subifds: bool) -> None:
+def test_what_was_never_scanned_is_white(tmp_path: Path, forge: ModuleType, in_subifds: bool) -> None:
     path = write_levels(tmp_path / "s.tiff", PICTURE, PICTURE[::2, ::2], in_subifds=in_subifds)
     leave_out(path, 6, forge)  # second row, second column
     expected = PICTURE.copy()
@@ -182,7 +182,7 @@ def test_what_is_no_rgb_is_an_error_and_not_handed_on(
 
 
 def test_colours_without_bits_that_only_tiffslide_opens_are_refused(
-    tmp_path: Path, forge: SimpleNamespace
+    tmp_path: Path, forge: ModuleType
 ) -> None:
     path = write_levels(tmp_path / "s.tiff", PICTURE)
     with tifffile.TiffFile(path) as tiff:
@@ -192,7 +192,7 @@ def test_colours_without_bits_that_only_tiffslide_opens_are_refused(
         Slide(path)
 
 
-def test_ycbcr_in_jpeg_2000_is_read_right_or_refused(tmp_path: Path, forge: SimpleNamespace) -> None:
+def test_ycbcr_in_jpeg_2000_is_read_right_or_refused(tmp_path: Path, forge: ModuleType) -> None:
     """Who writes compression 33003 means YCbCr; the stream does not say so."""
 
     grey = np.full((256, 256, 3), 128, np.uint8)
@@ -215,7 +215,7 @@ def test_ycbcr_in_jpeg_2000_is_read_right_or_refused(tmp_path: Path, forge: Simp
 # --- the file ---
 
 
-def test_a_property_whose_name_is_not_utf8_is_left_out(tmp_path: Path, forge: SimpleNamespace) -> None:
+def test_a_property_whose_name_is_not_utf8_is_left_out(tmp_path: Path, forge: ModuleType) -> None:
     text = b"Aperio Image Library v1\r\n256x256|MPP = 0.5|Pr\xe4parat = 12|User = J\xfcrgen|AppMag = 20\0"
     tile = forge.jpeg(PICTURE[:256, :256])
     picture = forge.Picture((256, 256), (256, 256), [tile], fields={270: (2, text)})
@@ -227,7 +227,7 @@ def test_a_property_whose_name_is_not_utf8_is_left_out(tmp_path: Path, forge: Si
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed there")
-def test_a_refused_file_is_closed_at_once(tmp_path: Path, forge: SimpleNamespace) -> None:
+def test_a_refused_file_is_closed_at_once(tmp_path: Path, forge: ModuleType) -> None:
     stack = tmp_path / "four axes.tiff"
     tifffile.imwrite(stack, np.zeros((4, 5, 64, 64), np.uint8), photometric="minisblack", compression="zlib")
     picture = forge.Picture((64, 64), (64, 64), [b"x"], photometric=2, compression=JPEG2000_YCBCR)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -87,7 +87,7 @@ def whole(reader: DirectReader | Backend, reference: Backend, level: int = 0) ->
 
 
 def single(
-    forge: SimpleNamespace, path: Path, image: Pixels, encode: Callable[[Pixels], bytes], **more: Any
+    forge: ModuleType, path: Path, image: Pixels, encode: Callable[[Pixels], bytes], **more: Any
 ) -> Path:
     """A slide of one level."""
     tile = more.pop("tile", TILE)
@@ -160,7 +160,7 @@ def test_formats_of_other_kinds_are_left_to_the_reference(data_dir: Path, name: 
 @pytest.mark.parametrize("sampling", ["444", "422", "420", "440", "411"])
 def test_every_sampling_and_size_of_tile_has_the_reference_s_pixels(
     tmp_path: Path,
-    forge: SimpleNamespace,
+    forge: ModuleType,
     tissue: Pixels,
     decodes: Counter[int],
     tile: tuple[int, int],
@@ -173,7 +173,7 @@ def test_every_sampling_and_size_of_tile_has_the_reference_s_pixels(
     assert decodes[1] >= -(-900 // tile[0]) * -(-700 // tile[1])
 
 
-ENCODINGS: dict[str, tuple[bool, bool, Callable[[SimpleNamespace, Pixels], bytes]]] = {
+ENCODINGS: dict[str, tuple[bool, bool, Callable[[ModuleType, Pixels], bytes]]] = {
     # (whether the directory says RGB, whether it is decoded directly, the stream of a tile)
     "RGB": (True, True, lambda f, t: f.jpeg(t, stored="rgb", sampling="444")),
     "RGB, halved": (True, True, lambda f, t: f.jpeg(t, stored="rgb", sampling="420")),
@@ -190,7 +190,7 @@ ENCODINGS: dict[str, tuple[bool, bool, Callable[[SimpleNamespace, Pixels], bytes
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_markers_and_the_directory_give_the_reference_s_colours(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, decodes: Counter[int], name: str
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, decodes: Counter[int], name: str
 ) -> None:
     is_rgb, is_direct, encode = ENCODINGS[name]
     path = single(
@@ -209,7 +209,7 @@ def test_markers_and_the_directory_give_the_reference_s_colours(
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
 def test_byte_order_and_bigtiff_and_common_tables_make_no_difference(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, decodes: Counter[int], order: str, big: bool
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, decodes: Counter[int], order: str, big: bool
 ) -> None:
     pictures = []
     for image in (tissue, forge.smaller(tissue, 2), forge.smaller(tissue, 4)):
@@ -229,7 +229,7 @@ def test_byte_order_and_bigtiff_and_common_tables_make_no_difference(
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 300), (257, 256), (300, 4), (512, 512), (511, 513)])
 def test_slivers_of_tiles_at_the_edges_are_read(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, size: tuple[int, int]
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, size: tuple[int, int]
 ) -> None:
     """Also where the sliver is the richest tile, all of it that is off the slide being noise."""
     image = np.ascontiguousarray(tissue[: size[1], : size[0]])
@@ -248,7 +248,7 @@ def test_slivers_of_tiles_at_the_edges_are_read(
 
 
 def test_a_pyramid_down_to_a_few_pixels_is_read_on_all_levels(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels
+    tmp_path: Path, forge: ModuleType, tissue: Pixels
 ) -> None:
     images = [tissue, *(forge.smaller(tissue, ratio) for ratio in (4, 32, 128, 256))]
     pictures = [forge.Picture(i.shape[1::-1], TILE, forge.cut(i, TILE, forge.jpeg)) for i in images]
@@ -261,7 +261,7 @@ def test_a_pyramid_down_to_a_few_pixels_is_read_on_all_levels(
 
 @pytest.mark.parametrize("backend", ["openslide", "tiffslide"])
 def test_missing_tiles_are_what_the_reference_makes_of_them(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, decodes: Counter[int], backend: str
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, decodes: Counter[int], backend: str
 ) -> None:
     tiles = forge.cut(tissue, TILE, forge.jpeg)
     tiles[5] = tiles[11] = b""
@@ -280,9 +280,7 @@ def test_missing_tiles_are_what_the_reference_makes_of_them(
     assert decodes[1] >= 10
 
 
-def test_a_slide_of_missing_tiles_only_is_left_to_the_reference(
-    tmp_path: Path, forge: SimpleNamespace
-) -> None:
+def test_a_slide_of_missing_tiles_only_is_left_to_the_reference(tmp_path: Path, forge: ModuleType) -> None:
     path = forge.write_tiff(tmp_path / "s.tiff", [forge.Picture((900, 700), TILE, [b""] * 12)])
     with Slide(path) as slide:
         assert (slide.read(0, 0, size=(900, 700), mpp=0.5) == 255).all()
@@ -291,7 +289,7 @@ def test_a_slide_of_missing_tiles_only_is_left_to_the_reference(
 
 @pytest.mark.parametrize("vendor", ["aperio", "generic"])
 def test_jpeg_2000_is_exact_when_whole_and_close_as_a_preview(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, vendor: str
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, vendor: str
 ) -> None:
     """Through either reference: OpenSlide knows JPEG 2000 in Aperio's files only."""
     description = "Aperio Image Library v12.0.0|MPP = 0.5" if vendor == "aperio" else ""
@@ -319,7 +317,7 @@ def test_jpeg_2000_is_exact_when_whole_and_close_as_a_preview(
 
 @pytest.mark.parametrize("reduce", [2, 4, 8])
 def test_jpeg_2000_of_few_resolutions_is_previewed_all_the_same(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, reduce: int
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, reduce: int
 ) -> None:
     path = single(
         forge, tmp_path / "s.tiff", tissue, lambda t: forge.jpeg2000(t, resolutions=1),
@@ -334,7 +332,7 @@ def test_jpeg_2000_of_few_resolutions_is_previewed_all_the_same(
 
 
 def test_a_tile_of_an_unusual_kind_goes_to_the_reference_and_its_neighbours_do_not(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, decodes: Counter[int]
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, decodes: Counter[int]
 ) -> None:
     """Two tiles with an Adobe marker that the directory contradicts."""
     tiles = forge.cut(tissue, TILE, forge.jpeg)
@@ -360,7 +358,7 @@ def test_a_tile_of_an_unusual_kind_goes_to_the_reference_and_its_neighbours_do_n
 @pytest.mark.parametrize("index", [5, 11])
 def test_a_tile_of_another_size_than_the_directory_s_is_an_error_at_its_place(
     tmp_path: Path,
-    forge: SimpleNamespace,
+    forge: ModuleType,
     tissue: Pixels,
     decodes: Counter[int],
     size: tuple[int, int],
@@ -378,7 +376,7 @@ def test_a_tile_of_another_size_than_the_directory_s_is_an_error_at_its_place(
 
 
 def test_a_grey_tile_among_colours_is_an_error_or_the_reference_s(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels
+    tmp_path: Path, forge: ModuleType, tissue: Pixels
 ) -> None:
     tiles = forge.cut(tissue, TILE, forge.jpeg)
     tiles[5] = bytes(imagecodecs.jpeg8_encode(tissue[256:512, 256:512, 0].copy(), 90))
@@ -400,7 +398,7 @@ def test_grey_is_left_to_the_reference(tmp_path: Path, tissue: Pixels) -> None:
     ids=["JFIF", "Adobe"],
 )
 def test_tables_that_say_other_colours_than_the_directory_do_not_win(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, segment: tuple[int, bytes]
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, segment: tuple[int, bytes]
 ) -> None:
     """Some writers leave an encoder's marker in JPEGTables: general decoders then turn RGB into pink."""
     path = single(
@@ -413,7 +411,7 @@ def test_tables_that_say_other_colours_than_the_directory_do_not_win(
 
 
 def test_headers_that_were_found_good_on_one_level_are_not_taken_for_good_on_another(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Level 0 is YCbCr with JFIF markers; level 1 says RGB, and one of its tiles has the same header."""
     small = forge.smaller(tissue, 2)[:256]
@@ -443,7 +441,7 @@ def test_headers_that_were_found_good_on_one_level_are_not_taken_for_good_on_ano
 
 
 def test_a_level_whose_pixels_would_differ_is_left_to_the_reference(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check itself: a decoder that turns red to blue is caught on the first tile."""
     path = single(forge, tmp_path / "s.tiff", tissue, forge.jpeg)
@@ -460,7 +458,7 @@ def test_a_level_whose_pixels_would_differ_is_left_to_the_reference(
 
 
 def test_the_check_is_not_skipped_where_the_richest_tile_cannot_tell(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is damaged, or declined: the next richest must be asked."""
     original = TileStream.decode
@@ -486,7 +484,7 @@ def test_the_check_is_not_skipped_where_the_richest_tile_cannot_tell(
 @pytest.mark.parametrize("sampling", ["444", "422", "420"])
 def test_tiles_are_decoded_at_half_scale_only_where_jpeg_itself_is_coarser(
     tmp_path: Path,
-    forge: SimpleNamespace,
+    forge: ModuleType,
     tissue: Pixels,
     decodes: Counter[int],
     sampling: str,
@@ -551,7 +549,7 @@ def test_a_footprint_is_right_to_a_quarter_of_a_level_0_pixel_on_coarse_levels_t
 # --- damage ---
 
 
-def spoilt(forge: SimpleNamespace, data: bytes, kind: str) -> bytes:
+def spoilt(forge: ModuleType, data: bytes, kind: str) -> bytes:
     noise = np.random.default_rng(0).bytes(len(data))
     return {
         "cut off": data[: len(data) // 2],
@@ -575,7 +573,7 @@ DAMAGE = [
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("codec", ["jpeg", "jpeg2000"])
 def test_a_damaged_tile_is_named_by_its_place_and_costs_no_neighbour(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, codec: str, kind: str, index: int
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, codec: str, kind: str, index: int
 ) -> None:
     tiles = forge.cut(tissue, TILE, forge.jpeg if codec == "jpeg" else forge.jpeg2000)
     more = (
@@ -604,7 +602,7 @@ def test_a_damaged_tile_is_named_by_its_place_and_costs_no_neighbour(
 
 @pytest.mark.parametrize("kind", ["cut off", "zeros from the middle on"])
 def test_a_damaged_tile_of_a_coarser_level_is_named_by_its_place_on_level_0(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, kind: str
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, kind: str
 ) -> None:
     tiles = forge.cut(forge.smaller(tissue, 2), TILE, forge.jpeg)
     tiles[1] = spoilt(forge, tiles[1], kind)
@@ -619,7 +617,7 @@ def test_a_damaged_tile_of_a_coarser_level_is_named_by_its_place_on_level_0(
 
 
 def test_a_file_cut_off_after_it_was_opened_is_an_error_at_that_place(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels
+    tmp_path: Path, forge: ModuleType, tissue: Pixels
 ) -> None:
     tiles = forge.cut(tissue, TILE, forge.jpeg)
     path = forge.write_tiff(tmp_path / "s.tiff", [forge.Picture((900, 700), TILE, tiles)])
@@ -633,7 +631,7 @@ def test_a_file_cut_off_after_it_was_opened_is_an_error_at_that_place(
 
 
 def test_a_disk_that_fails_is_a_slide_error_with_a_place(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = single(forge, tmp_path / "s.tiff", tissue, forge.jpeg)
 
@@ -652,7 +650,7 @@ def test_a_disk_that_fails_is_a_slide_error_with_a_place(
 
 @pytest.mark.parametrize("kind", ["garbage", "a huge picture", "no end", "longer than the file"])
 def test_jpeg_tables_that_are_none_never_reach_the_decoder(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Neither wrong pixels nor room for a picture of 65,500 x 65,500: the reference's answer, or an error."""
     tables, _ = forge.abbreviate(forge.jpeg(tissue[:256, :256].copy()))
@@ -679,7 +677,7 @@ def test_jpeg_tables_that_are_none_never_reach_the_decoder(
 @pytest.mark.parametrize("reduce", [1, 8])
 def test_a_jpeg_2000_tile_that_claims_to_be_huge_never_reaches_the_decoder(
     tmp_path: Path,
-    forge: SimpleNamespace,
+    forge: ModuleType,
     tissue: Pixels,
     monkeypatch: pytest.MonkeyPatch,
     edge: int,
@@ -695,7 +693,7 @@ def test_a_jpeg_2000_tile_that_claims_to_be_huge_never_reaches_the_decoder(
 
 
 def test_counts_of_gigabytes_are_refused_and_cost_nothing(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels
+    tmp_path: Path, forge: ModuleType, tissue: Pixels
 ) -> None:
     tiles = forge.cut(tissue, TILE, forge.jpeg)
     for number in (2**32 - 1, 2**63):
@@ -707,7 +705,7 @@ def test_counts_of_gigabytes_are_refused_and_cost_nothing(
 
 
 def test_a_sparse_file_of_gigabytes_is_not_read_into_memory(
-    tmp_path: Path, forge: SimpleNamespace, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forge: ModuleType, tissue: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tile of 5 GB that does lie in the file."""
     tiles = forge.cut(tissue, TILE, forge.jpeg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from types import SimpleNamespace
+from types import ModuleType
 
 import cv2
 import imagecodecs
@@ -52,7 +52,7 @@ def psnr(a: Pixels, b: Pixels) -> float:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("quality", [40, 95])
 def test_a_tile_without_any_marker_is_what_its_directory_says(
-    forge: SimpleNamespace, tile: Pixels, sampling: str, quality: int
+    forge: ModuleType, tile: Pixels, sampling: str, quality: int
 ) -> None:
     data = forge.jpeg(tile, sampling=sampling, quality=quality)
     assert (decode(stream(), data) == by_pillow(forge.jfif(data))).all()
@@ -60,7 +60,7 @@ def test_a_tile_without_any_marker_is_what_its_directory_says(
     assert (decode(stream(is_rgb=True), rgb) == by_pillow(forge.adobe(rgb, 0))).all()
 
 
-def test_rgb_without_an_adobe_marker_keeps_its_colours(forge: SimpleNamespace, tile: Pixels) -> None:
+def test_rgb_without_an_adobe_marker_keeps_its_colours(forge: ModuleType, tile: Pixels) -> None:
     """The kind that general decoders take for YCbCr: greens and purples all over."""
     data = forge.jpeg(tile, stored="rgb", sampling="444", quality=95)
     assert psnr(decode(stream(is_rgb=True), data), tile) > 38
@@ -69,7 +69,7 @@ def test_rgb_without_an_adobe_marker_keeps_its_colours(forge: SimpleNamespace, t
 
 @pytest.mark.parametrize("is_rgb", [False, True])
 def test_markers_that_agree_change_nothing_and_others_are_declined(
-    forge: SimpleNamespace, tile: Pixels, is_rgb: bool
+    forge: ModuleType, tile: Pixels, is_rgb: bool
 ) -> None:
     data = forge.jpeg(tile, stored="rgb" if is_rgb else "ycbcr", sampling="444")
     wanted = stream(is_rgb=is_rgb)
@@ -87,7 +87,7 @@ def test_markers_that_agree_change_nothing_and_others_are_declined(
 @pytest.mark.parametrize("reduce", [1, 2, 4, 8])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_an_abbreviated_stream_is_the_whole_one(
-    forge: SimpleNamespace, tile: Pixels, sampling: str, reduce: int
+    forge: ModuleType, tile: Pixels, sampling: str, reduce: int
 ) -> None:
     data = forge.jpeg(tile, sampling=sampling)
     tables, rest = forge.abbreviate(data)
@@ -96,7 +96,7 @@ def test_an_abbreviated_stream_is_the_whole_one(
     assert (found == decode(stream(), data, reduce=reduce)).all()
 
 
-def test_progressive_streams_are_decoded(forge: SimpleNamespace, tile: Pixels) -> None:
+def test_progressive_streams_are_decoded(forge: ModuleType, tile: Pixels) -> None:
     data = forge.progressive(tile)
     assert (decode(stream(), data) == by_pillow(forge.jfif(data))).all()
 
@@ -107,7 +107,7 @@ def test_progressive_streams_are_decoded(forge: SimpleNamespace, tile: Pixels) -
 @pytest.mark.parametrize("size", [(256, 256), (240, 240), (512, 256), (16, 48)])
 @pytest.mark.parametrize("reduce", [2, 4, 8])
 def test_reduced_tiles_are_near_the_area_average(
-    forge: SimpleNamespace, tissue: Pixels, size: tuple[int, int], reduce: int
+    forge: ModuleType, tissue: Pixels, size: tuple[int, int], reduce: int
 ) -> None:
     image = np.ascontiguousarray(tissue[200 : 200 + size[1], 300 : 300 + size[0]])
     data = forge.jpeg(image)
@@ -120,7 +120,7 @@ def test_reduced_tiles_are_near_the_area_average(
 
 
 @pytest.mark.parametrize("reduce", [1, 2, 4, 8])
-def test_a_flat_tile_is_flat_at_every_scale(forge: SimpleNamespace, reduce: int) -> None:
+def test_a_flat_tile_is_flat_at_every_scale(forge: ModuleType, reduce: int) -> None:
     flat = np.full((64, 64, 3), (231, 198, 219), np.uint8)
     found = decode(stream(size=(64, 64)), forge.jpeg(flat, quality=98), reduce=reduce)
     assert np.ptp(found.reshape(-1, 3), axis=0).max() == 0
@@ -134,7 +134,7 @@ def test_a_flat_tile_is_flat_at_every_scale(forge: SimpleNamespace, reduce: int)
 @pytest.mark.parametrize("count", range(16))
 @pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\x5a"])
 def test_a_few_bytes_before_the_end_or_no_end_change_no_pixel(
-    forge: SimpleNamespace, tile: Pixels, filling: bytes, count: int, reduce: int
+    forge: ModuleType, tile: Pixels, filling: bytes, count: int, reduce: int
 ) -> None:
     data = forge.jpeg(tile[:64, :64])
     wanted = stream(size=(64, 64))
@@ -147,9 +147,7 @@ def test_a_few_bytes_before_the_end_or_no_end_change_no_pixel(
 
 
 @pytest.mark.parametrize("count", [64, 1000])
-def test_many_bytes_that_belong_to_nothing_are_damage(
-    forge: SimpleNamespace, tile: Pixels, count: int
-) -> None:
+def test_many_bytes_that_belong_to_nothing_are_damage(forge: ModuleType, tile: Pixels, count: int) -> None:
     data = forge.jpeg(tile)
     with pytest.raises(DamagedStreamError):
         decode(stream(), data[:-2] + b"\x5a" * count + b"\xff\xd9")
@@ -158,7 +156,7 @@ def test_many_bytes_that_belong_to_nothing_are_damage(
 @settings(max_examples=40, deadline=None)
 @given(share=st.floats(0, 1), is_progressive=st.booleans())
 def test_lost_picture_data_are_always_noticed(
-    forge: SimpleNamespace, tissue: Pixels, share: float, is_progressive: bool
+    forge: ModuleType, tissue: Pixels, share: float, is_progressive: bool
 ) -> None:
     image = np.ascontiguousarray(tissue[200:264, 300:364])
     data = forge.progressive(image) if is_progressive else forge.jpeg(image)
@@ -174,7 +172,7 @@ def test_lost_picture_data_are_always_noticed(
 
 
 @pytest.mark.parametrize("start", [0.3, 0.6, 0.9])
-def test_zeros_in_the_picture_data_are_noticed(forge: SimpleNamespace, tile: Pixels, start: float) -> None:
+def test_zeros_in_the_picture_data_are_noticed(forge: ModuleType, tile: Pixels, start: float) -> None:
     """What a copy over a lost connection leaves: the right length, and zeros from some byte on."""
     data = forge.jpeg(tile)
     kept = int(len(data) * start)
@@ -185,7 +183,7 @@ def test_zeros_in_the_picture_data_are_noticed(forge: SimpleNamespace, tile: Pix
 @settings(max_examples=60, deadline=None)
 @given(at=st.floats(0, 1), change=st.binary(min_size=1, max_size=40))
 def test_changed_bytes_give_pixels_or_a_named_error_and_nothing_else(
-    forge: SimpleNamespace, tissue: Pixels, at: float, change: bytes
+    forge: ModuleType, tissue: Pixels, at: float, change: bytes
 ) -> None:
     image = np.ascontiguousarray(tissue[200:264, 300:364])
     data = bytearray(forge.jpeg(image))
@@ -211,14 +209,14 @@ def test_bytes_that_are_no_jpeg_are_declined(data: bytes) -> None:
 
 @pytest.mark.parametrize("size", [HUGE, (128, 128), (512, 512), (256, 0), (0, 0), (264, 256), (256, 255)])
 def test_another_size_than_the_directory_says_is_declined(
-    forge: SimpleNamespace, tile: Pixels, size: tuple[int, int]
+    forge: ModuleType, tile: Pixels, size: tuple[int, int]
 ) -> None:
     data = forge.with_frame(forge.jpeg(tile), size=size)
     with pytest.raises(UnusualStreamError, match=f"{size[0]} x {size[1]}"):
         stream().head(data)
 
 
-def test_grey_and_cmyk_and_other_depths_are_declined(forge: SimpleNamespace, tile: Pixels) -> None:
+def test_grey_and_cmyk_and_other_depths_are_declined(forge: ModuleType, tile: Pixels) -> None:
     grey = bytes(imagecodecs.jpeg8_encode(tile[..., 0].copy(), 90))
     file = io.BytesIO()
     Image.fromarray(tile).convert("CMYK").save(file, "JPEG")
@@ -229,7 +227,7 @@ def test_grey_and_cmyk_and_other_depths_are_declined(forge: SimpleNamespace, til
 
 
 @pytest.mark.parametrize("marker", [0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD])
-def test_other_processes_are_declined(forge: SimpleNamespace, tile: Pixels, marker: int) -> None:
+def test_other_processes_are_declined(forge: ModuleType, tile: Pixels, marker: int) -> None:
     data = forge.jpeg(tile).replace(b"\xff\xc0", bytes((255, marker)), 1)
     with pytest.raises(UnusualStreamError, match="process"):
         stream().head(data)
@@ -237,7 +235,7 @@ def test_other_processes_are_declined(forge: SimpleNamespace, tile: Pixels, mark
 
 @pytest.mark.parametrize("factors", [(0x22, 0x21, 0x12), (0x42, 0x11, 0x11), (0x33, 0x11, 0x11)])
 def test_sampling_that_the_decoder_does_not_know_is_declined_not_called_damage(
-    forge: SimpleNamespace, tile: Pixels, factors: tuple[int, int, int]
+    forge: ModuleType, tile: Pixels, factors: tuple[int, int, int]
 ) -> None:
     """libjpeg-turbo's own interface knows six samplings; the standard, and the reference, more."""
     changes = {f"at_{7 + 3 * i}": bytes([factor]) for i, factor in enumerate(factors)}
@@ -248,7 +246,7 @@ def test_sampling_that_the_decoder_does_not_know_is_declined_not_called_damage(
 
 @pytest.mark.parametrize("bare", [0x01, 0xD0, 0xD7, 0xFF, 0x00])
 def test_no_frame_can_hide_behind_a_marker_without_a_length(
-    forge: SimpleNamespace, tile: Pixels, bare: int
+    forge: ModuleType, tile: Pixels, bare: int
 ) -> None:
     """Decoders go on right after such a marker: what a walk by lengths jumps over, they obey.
 
@@ -269,7 +267,7 @@ def test_no_frame_can_hide_behind_a_marker_without_a_length(
 # --- tables ---
 
 
-def bad_tables(forge: SimpleNamespace, tile: Pixels, kind: str) -> bytes:
+def bad_tables(forge: ModuleType, tile: Pixels, kind: str) -> bytes:
     data = forge.jpeg(tile)
     tables = forge.abbreviate(data)[0]
     return {
@@ -284,7 +282,7 @@ def bad_tables(forge: SimpleNamespace, tile: Pixels, kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["garbage", "no start", "no end", "cut off", "a picture", "a huge picture"])
 def test_tables_that_are_no_tables_are_declined_before_any_tile_is_decoded(
-    forge: SimpleNamespace, tile: Pixels, kind: str
+    forge: ModuleType, tile: Pixels, kind: str
 ) -> None:
     """A picture in them would be decoded in place of every tile: 24 GB of coefficients at worst."""
     with pytest.raises(UnusualStreamError, match="tables"):
@@ -300,7 +298,7 @@ def test_tables_that_are_no_tables_are_declined_before_any_tile_is_decoded(
     ],
 )
 def test_tables_whose_markers_contradict_the_directory_are_declined(
-    forge: SimpleNamespace, tile: Pixels, segment: tuple[int, bytes], is_rgb: bool
+    forge: ModuleType, tile: Pixels, segment: tuple[int, bytes], is_rgb: bool
 ) -> None:
     with pytest.raises(UnusualStreamError):
         stream(tables=forge.join([segment]), is_rgb=is_rgb)
