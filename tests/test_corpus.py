@@ -20,10 +20,12 @@ import pytest
 from corpus.fault import Fault, Processed, Reader, Rejected, Warned
 from corpus.faults import FAULTS, GROUPS
 from corpus.learning import Evil
-from corpus.manifests import MANIFESTS
+from corpus.manifests import MANIFESTS, THERE, Entries, ManifestFault
 from corpus.nursery import SECONDS, Ending, Nursery
 from corpus.slides import Cut, svs, tile_words
 from corpus.table import DOCUMENT, replaced
+from tiling.manifest import find_entries, read_manifest
+from wsi.errors import UsageError
 from wsi.messages import printable
 
 MOST_BYTES = 1 << 30
@@ -267,12 +269,34 @@ def test_the_document_lists_the_corpus_as_it_is() -> None:
     assert len(FAULTS) >= 100
 
 
-def test_manifests_have_names_and_patterns_that_can_match() -> None:
-    names = [manifest.name for manifest in MANIFESTS]
-    assert len(set(names)) == len(names)
-    for manifest in MANIFESTS:
-        if isinstance(manifest.outcome, Rejected):
-            assert re.compile(manifest.outcome.says)
-            assert manifest.outcome.code == 2
-        else:
-            assert manifest.outcome.ids
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the slides that manifests name; nothing of them is read."""
+    folder = tmp_path_factory.mktemp("manifests")
+    for name in THERE:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest.name)
+def test_manifests_name_their_slides_or_are_refused_before_any_work(
+    manifest: ManifestFault, beside: Path
+) -> None:
+    path = beside / f"{manifest.name}.csv"
+    path.write_bytes(manifest.content)
+    if isinstance(manifest.outcome, Entries):
+        entries = read_manifest(path)
+        assert tuple(entry.slide_id for entry in entries) == manifest.outcome.ids
+        assert [entry.path.exists() for entry in entries] == [True] * len(entries)
+        stated = tuple(entry.mpp for entry in entries)
+        assert stated == (manifest.outcome.mpp or (None,) * len(entries))
+        return
+    with pytest.raises(UsageError) as refused:
+        find_entries([path])
+    line = str(refused.value)
+    assert refused.value.exit_code == manifest.outcome.code
+    assert re.search(manifest.outcome.says, line), line
+    assert str(path) in line
+    assert "\n" not in line
+    assert len(line.replace(str(beside), "")) <= LONGEST, line

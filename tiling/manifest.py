@@ -144,7 +144,7 @@ def find_entries(named: Iterable[Path]) -> dict[str, SlideEntry]:
         if other is not same:
             raise UsageError(
                 f"{other.path} and {entry.path} would both be slide {entry.slide_id!r}",
-                action="Rename one, give it another id in a manifest, or run them into two outputs",
+                action="Rename one, or give it another id in a manifest",
             )
     return {entry.slide_id: entry for entry in by_id.values()}
 

@@ -85,7 +85,8 @@ def search(named: Iterable[Path]) -> Found:
 def _in_folder(folder: Path, ignored: list[tuple[Path, str]]) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = sorted((entry.name, entry.is_dir()) for entry in entries)
+            # By the path: the entry's own `is_dir` fails where a link leads to itself, and with it the folder.
+            names = sorted((entry.name, os.path.isdir(entry.path)) for entry in entries)
     except OSError as error:
         raise UsageError(
             f"cannot be read ({error.strerror})", path=folder, action="Check its permissions"

@@ -1,7 +1,6 @@
 """Manifests (slide, id, mpp, label, patient) as spreadsheets leave them, and what must come of each.
 
-Not run here: whoever reads manifests takes `MANIFESTS`. Each is a file in a folder that also holds the slides
-`THERE`; paths in it count from that folder.
+Each is a file in a folder that also holds the slides `THERE`; paths in it count from that folder.
 """
 
 from __future__ import annotations

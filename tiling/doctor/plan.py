@@ -243,12 +243,12 @@ def look_at(
 ) -> SlidePlan:
     """What one slide takes; what is wrong with it is said, not raised."""
     start, pages = time.monotonic(), 0.0
-    lost: list[SlideError] = []
+    lost: list[tuple[SlideError, float]] = []
     try:
         with open_slide(entry.path) as slide:
             resolution = slide.require_resolution()
             mpp = max(TISSUE_MPP, resolution.x, resolution.y)
-            mask = find_tissue(slide, recipe.tissue, mpp=mpp, damage=lost.append)
+            mask = find_tissue(slide, recipe.tissue, mpp=mpp, damage=lambda *what: lost.append(what))
             pages, look = _pictures(slide, mask, lost)
             seconds = time.monotonic() - start
             places = find_places(slide, recipe, mask, files.read(slide, entry.slide_id))
@@ -261,12 +261,12 @@ def look_at(
         return SlidePlan(entry.slide_id, 0, fault=str(error))
 
 
-def _pictures(slide: Slide, mask: TissueMask, lost: list[SlideError]) -> tuple[float, float]:
+def _pictures(slide: Slide, mask: TissueMask, lost: list[tuple[SlideError, float]]) -> tuple[float, float]:
     """Bytes of what `tissue` leaves to look at, made as it makes them; and of the outline alone."""
     resolution = slide.require_resolution()
     finest = max(resolution.x, resolution.y)
     longer = max(slide.size[0] * resolution.x, slide.size[1] * resolution.y)
-    thumbnail = slide.thumbnail(max(longer / LOOK_PX, finest), damage=lost.append)
+    thumbnail = slide.thumbnail(max(longer / LOOK_PX, finest), damage=lambda *what: lost.append(what))
     look = len(encode_jpeg(mask.look(thumbnail)))
     return len(encode_png(thumbnail)) + look, look
 
