@@ -39,6 +39,7 @@ from heatmaps.viewer.collection import (
 )
 from heatmaps.viewer.rings import Box, Ring, checked_ring, ring_of_box
 from tiling.class_names import fault_of
+from tiling.commit import remove
 from tiling.output import check_slide_id
 from wsi.annotations import Annotation, parse_annotations
 from wsi.durable import make_folder, write_file
@@ -47,6 +48,8 @@ from wsi.errors import UsageError
 AGREE, DISAGREE = "Agree*", "Disagree*"
 SUFFIX = ".geojson"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:mark")
+_OWN = frozenset({"type", "slide", "bounds_origin", "features"})
+"""Members of a file of ours; what else is in one is another program's, and stays."""
 _COLOURS = {AGREE: [90, 170, 90], DISAGREE: [200, 90, 60]}
 
 
@@ -232,6 +235,8 @@ class Feedback:
             kept = [feature for feature in features if feature.get("id") not in gone]
             new = [_counted_from(one, origin) for one in change.added if one.get("id") not in there - gone]
             write_file(path, encode_collection(top, [*kept, *new]), work=work)
+            if not (kept or new) and top.keys() <= _OWN:
+                remove(path)  # ``adapt feedback/*`` refuses a file without marks
             # What is remembered counts from the slide's corner, as what is added does.
             back = tuple(_counted_from(feature, [-origin[0], -origin[1]]) for feature in change.removed)
             if remember:

@@ -139,6 +139,22 @@ def test_everything_can_be_taken_back_step_by_step(feedback: Feedback) -> None:
     assert not feedback.undo(place)
 
 
+def test_no_file_is_left_without_marks_which_adapt_would_refuse(feedback: Feedback) -> None:
+    feedback.remove(PLACE, feedback.mark_region(PLACE, TRIANGLE, "tumour"))
+    assert not feedback.path("plain").exists()
+    assert feedback.read(PLACE) == []
+    assert feedback.undo(PLACE)
+    assert len(features(feedback)) == 1
+
+
+def test_a_file_that_another_program_wrote_stays_even_without_marks(feedback: Feedback) -> None:
+    identity = feedback.mark_region(PLACE, TRIANGLE, "tumour")
+    path = feedback.path("plain")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"theirs": 1}))
+    feedback.remove(PLACE, identity)
+    assert json.loads(path.read_text())["theirs"] == 1
+
+
 def test_what_others_wrote_into_the_file_stays(feedback: Feedback) -> None:
     """QuPath exports over our file: no origin any more, its own members, an object that we do not know."""
     theirs = {
