@@ -70,7 +70,7 @@ def read_runs(output: Output) -> RunLogs:
 def _told(content: Mapping[str, Any], root: str) -> Iterator[tuple[str, LastOutcome, Sequence[Any]]]:
     words = [str(word) for word in content["command"]]
     command = next((word for word in words if re.fullmatch(r"[a-z]+", word)), "")
-    places = {root, *(word for word in words if "/" in word or "." in word)}
+    places = {root, *filter(_is_place, words)}
     for slide in content["slides"]:
         path = Path(slide["path"])
         more = {str(path), str(path.parent), path.name}
@@ -83,6 +83,11 @@ def _told(content: Mapping[str, Any], root: str) -> Iterator[tuple[str, LastOutc
             LastOutcome(command, str(slide["status"]), reason.removeprefix("[file]: ")),
             list(_steps(slide)),
         )
+
+
+def _is_place(word: str) -> bool:
+    """Whether a word of a command may be a path; numbers, such as 0.5, stand in messages too."""
+    return ("/" in word or "." in word.strip(".")) and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", word)
 
 
 def _steps(slide: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
