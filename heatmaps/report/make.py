@@ -76,7 +76,7 @@ def report_slide(
         "step": "report",
         "form": FORM,
         "inputs": {name: commit.digest for name, commit in found.items.items()},
-        "trained_sha256": _digest(chosen.trained) if chosen and found.scores else None,
+        "trained_sha256": _digest(chosen.trained) if chosen and chosen.trained and found.scores else None,
         "times_sha256": _digest(time),
         "tiles_pictured": has_pictures,
     }
@@ -109,9 +109,11 @@ def _willing(store: TileStore, there: Commit | None, recipe: Mapping[str, Any]) 
 
 
 def _says_more(there: Commit, recipe: Mapping[str, Any]) -> bool:
-    """Whether the report that is there has pictures of tiles that cannot be had now, and else is the same."""
-    same = {name: there.recipe.get(name) for name in recipe} | {"times_sha256": recipe["times_sha256"]}
-    return same == {**recipe, "tiles_pictured": True} and not recipe["tiles_pictured"]
+    """Whether the one that is there has pictures or a card that cannot be had now, and else is the same."""
+    had = there.recipe
+    lost = {name for name in ("tiles_pictured", "trained_sha256") if had.get(name) and not recipe[name]}
+    kept = recipe.keys() - lost - {"times_sha256"}
+    return bool(lost) and all(had.get(name) == recipe[name] for name in kept)
 
 
 def _pictures(
