@@ -210,6 +210,13 @@ def test_the_threshold_hides_and_the_other_controls_recolour(page: Page) -> None
     page.screenshot("rank")
 
 
+def test_a_number_is_cut_off_and_never_reaches_what_it_is_below(page: Page) -> None:
+    page.open()
+    numbers = "[0.9996, 0.7998, 0.29, 0.00261, 1, 1609.4]"
+    told = page.run(f"return import('/page/elements.js').then((m) => {numbers}.map(m.short))")
+    assert told == ["0.999", "0.799", "0.29", "0.00261", "1", "1609"]
+
+
 def test_a_best_tile_jumps_to_its_place_and_tells_its_numbers(page: Page) -> None:
     page.open()
     page.until(lambda: page.run("return document.querySelectorAll('#best-list img').length") > 3)
