@@ -15,6 +15,7 @@ import re
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
@@ -258,6 +259,12 @@ class _Handler(BaseHTTPRequestHandler):
         if int(length) > LARGEST_BODY:
             raise UsageError(f"a change has {LARGEST_BODY} bytes at most")
         return parse_json(self.rfile.read(int(length)))
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What `http.server` refuses by itself, with the headers of every answer, and not its own page."""
+        self.close_connection = True
+        body, kind, more = _json({"error": message or HTTPStatus(code).phrase})
+        self._send(code, body, kind, {**more, "Connection": "close"})
 
     def _refuse(self, refusal: Refusal) -> None:
         self.close_connection = True  # a body may be left unread
