@@ -148,11 +148,14 @@ def open_output(root: Path, *, files: Mapping[str, Path], annotations: RegionFil
     Raises
     ------
     UsageError
-        It holds none.
+        It holds none; or one file of annotations is given for several slides.
     """
     catalogue = Catalogue(Output(root), files, root / "feedback", annotations=annotations)
-    if not catalogue.refresh():
+    found = catalogue.refresh()
+    if not found:
         raise UsageError("holds no results", path=root, action="Give the folder that was given to -o")
+    if annotations:
+        annotations.check([entry.slide_id for entry in found])
     return catalogue
 
 
@@ -170,9 +173,13 @@ def open_slides(
     ------
     SlideError
         One of them is no slide that could be opened: said before any page is.
+    UsageError
+        One file of annotations is given for several slides.
     """
     for path in files.values():
         Slide(path, mpp=mpp, trust_objective=trust_objective).close()
+    if annotations:
+        annotations.check(files)
     folder = marks / "feedback" if marks else None
     catalogue = Catalogue(None, files, folder, Opening(mpp, trust_objective), annotations)
     catalogue.refresh()

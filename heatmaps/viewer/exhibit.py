@@ -239,12 +239,11 @@ class Exhibit:
         if self._store is not None:
             with contextlib.suppress(MicrotomeError):
                 found.append(_outline("tissue", "tissue", [30, 40, 48], read_mask(self._store).outline()))
-        if self._catalogue.annotations is None:
+        given = self._catalogue.annotations
+        path: Path | None = given.find(self.slide_id) if given else None
+        if given is None or path is None:
             return found
-        path: Path | None = self._catalogue.annotations.find(self.slide_id)
-        if path is None:
-            return found
-        for one in read_annotations(path, bounds_origin=self.place.bounds_origin):
+        for one in read_annotations(path, bounds_origin=given.origin.of(self.place.bounds_origin)):
             name = one.name or one.label or one.object_type
             rings = [ring for polygon in one.polygons for ring in (polygon.shell, *polygon.holes)]
             found.append(_outline("annotation", name, colour_of(name, self.place.classes), rings))
