@@ -54,7 +54,7 @@ class Page:
         stop = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < stop, f"{condition} did not come true; {self.text('#toasts')}"
-            time.sleep(0.1)
+            time.sleep(0.03)
         return found
 
     def text(self, selector: str) -> str:
@@ -89,7 +89,14 @@ class Page:
             "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
             "e.dispatchEvent(new Event('input', {bubbles: true}))", selector, value,
         )  # fmt: skip
-        time.sleep(0.3)
+        self.redrawn()
+
+    def redrawn(self) -> None:
+        """Wait until what was set has been painted: it is at the next frame."""
+        self.driver.execute_async_script(
+            "const done = arguments[0], next = (n) => n ? requestAnimationFrame(() => next(n - 1)) : done();"
+            "next(3)"
+        )
 
     def click(self, selector: str) -> None:
         self.run("document.querySelector(arguments[0]).click()", selector)
@@ -128,7 +135,7 @@ def drag(page: Page, start: tuple[int, int], stop: tuple[int, int]) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     over = page.driver.find_element("id", "over")
-    chain = ActionChains(page.driver).move_to_element_with_offset(over, *start).click_and_hold()
+    chain = ActionChains(page.driver, duration=50).move_to_element_with_offset(over, *start).click_and_hold()
     chain.move_to_element_with_offset(over, *stop).release().perform()
 
 
@@ -154,7 +161,7 @@ def test_a_tile_has_one_colour_without_any_smoothing(page: Page) -> None:
     page.open()
     page.slide_to("#opacity", 1)
     page.click("#show-outlines")
-    time.sleep(0.3)
+    page.redrawn()
     colours = np.unique(page.pixels("#over"), axis=0)
     columns = len(np.unique(TileStore(page.server.service.catalogue.output, "plain").origins[:, 0]))
     assert len(colours) <= columns + 1  # scores rise with x: a colour for each column of tiles, and none
@@ -175,7 +182,7 @@ def test_the_threshold_hides_and_the_other_controls_recolour(page: Page) -> None
     page.slide_to("#opacity", 0.2)
     assert (page.pixels("#over") != some).any()
     page.click("#heat-on")
-    time.sleep(0.3)
+    page.redrawn()
     assert page.painted() < before / 2
     page.click("#heat-on")
     page.click("#rank")
@@ -200,11 +207,13 @@ def test_a_best_tile_jumps_to_its_place_and_tells_its_numbers(page: Page) -> Non
     row = int(np.argmax(scores))
     page.click("#best-list button")
     page.until(lambda: page.text("#tile-name") == f"{row} · kept")
-    time.sleep(1)
-    view = dict(part.split("=") for part in page.run("return location.hash.slice(1)").split("&"))
     x, y = (store.origins[row] + 64).tolist()
-    assert abs(float(view["x"]) - x) < 20
-    assert abs(float(view["y"]) - y) < 20
+
+    def is_there() -> bool:
+        view = dict(part.split("=") for part in page.run("return location.hash.slice(1)").split("&"))
+        return abs(float(view["x"]) - x) < 20 and abs(float(view["y"]) - y) < 20
+
+    page.until(is_there)
     values = page.text("#tile-values")
     for name in ("tumour", "normal", "attention", "uncertainty", "disagreement", "sharpness", "tissue"):
         assert name in values
@@ -265,9 +274,9 @@ def test_a_polygon_is_drawn_by_clicks(page: Page, tmp_path: Path) -> None:
     page.run("document.getElementById('class-name').value = 'normal'")
     page.click("#draw-polygon")
     over = page.driver.find_element("id", "over")
-    chain = ActionChains(page.driver)
+    chain = ActionChains(page.driver, duration=50)
     for x, y in ((-100, -80), (100, -80), (60, 90), (-100, -80)):
-        chain.move_to_element_with_offset(over, x, y).click().pause(0.5)
+        chain.move_to_element_with_offset(over, x, y).click().pause(0.1)
     chain.perform()
     page.until(lambda: page.text("#marks-count") == "1")
     (feature,) = json.loads((tmp_path / "feedback" / "plain.geojson").read_bytes())["features"]
@@ -326,7 +335,7 @@ def test_a_hostile_name_is_text(page: Page) -> None:
     page.click("#draw-box")
     drag(page, (-60, -40), (120, 80))
     page.until(lambda: page.text("#marks-count") == "1")
-    time.sleep(0.5)
+    page.redrawn()
     assert "owned" not in page.run("return document.title").replace(HOSTILE, "")
     assert (
         page.run(

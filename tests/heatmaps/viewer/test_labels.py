@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from tiling.marks import require_classes
 from tiling.store import TileStore
 from wsi.errors import OutputError, UsageError
 
-ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "<img src=x onerror=document.title='owned'>&\"'"
 SHOWN = Shown("model", "tumour", 0.93)
 TRIANGLE = [[400.0, 300.0], [700.0, 300.0], [700.0, 600.0]]
@@ -110,23 +107,6 @@ def test_a_file_that_cannot_be_read_costs_its_own_line_alone(feedback: Feedback)
     feedback.path("c").write_text(json.dumps({"type": "FeatureCollection", "features": [odd]}))
     feedback.mark_slide(place("d"), SHOWN, right=True, name=None)
     assert labels(feedback) == {"a": "tumour", "d": "tumour"}
-
-
-SAY = """
-import sys
-from pathlib import Path
-from heatmaps.viewer.marks import Feedback, Place, Shown
-for i in range(6):
-    place = Place(f"{sys.argv[2]}{i}", (1280, 896))
-    Feedback(Path(sys.argv[1])).mark_slide(place, Shown("model", "tumour", 0.9), right=True, name=None)
-"""
-
-
-def test_two_viewers_lose_no_label_of_one_another(feedback: Feedback) -> None:
-    command = [sys.executable, "-c", SAY, str(feedback.folder)]
-    processes = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("x", "y")]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    assert labels(feedback) == {f"{name}{i}": "tumour" for name in "xy" for i in range(6)}
 
 
 # What adapt makes of the files ---------------------------------------------------------------------------
