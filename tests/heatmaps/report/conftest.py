@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from heatmaps.report.chosen import choose_model
+from heatmaps.report.clock import RunTimes, read_times
 from heatmaps.report.make import CONTENT, PAGE, report_item, report_slide
-from heatmaps.report.spent import RunLogs, read_runs
 from tiling.blocks import Progress
 from tiling.codecs import Raw
 from tiling.grid import TileSpec
@@ -132,10 +132,10 @@ Reported = Callable[..., tuple[dict[str, Any], str]]
 def reported() -> Reported:
     """Makes a slide's report; gives its JSON and its page."""
 
-    def make(store: TileStore, logs: RunLogs | None = None, **more: Any) -> tuple[dict[str, Any], str]:
+    def make(store: TileStore, times: RunTimes | None = None, **more: Any) -> tuple[dict[str, Any], str]:
         chosen = choose_model(store.output, None)
         with store.output.lock():
-            report_slide(store, chosen, logs or read_runs(store.output), **more)
+            report_slide(store, chosen, times or read_times(store.output), **more)
         folder = store.path(report_item(chosen))
         return json.loads((folder / CONTENT).read_bytes()), (folder / PAGE).read_text()
 

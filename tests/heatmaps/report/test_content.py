@@ -16,6 +16,10 @@ from heatmaps.report.content import schema_text
 from heatmaps.report.html import share
 from heatmaps.report.pictures import MOST_CHANNELS
 from heatmaps.report.shown import MOST_CLASSES, TILES, exact
+from heatmaps.viewer.layers import quality_layer
+from tiling.qc import facts_of, summarise
+from tiling.quality import MEANING, MEASURES
+from tiling.quality_page import qc_page
 from tiling.store import TileStore
 
 SCHEMA = json.loads(schema_text())
@@ -176,11 +180,13 @@ def test_the_time_is_that_of_the_logs(store: TileStore, reported: Any, parsed: A
         assert told["activities"] == logged["activities"]
         shown = [row for row in page.rows if row[0] == told["step"]][-1]
         assert float(shown[1]) == pytest.approx(told["seconds"], abs=0.051)
-    assert {"read", "decode", "quality", "compress", "write"} <= content["time"]["steps"][1][
-        "activities"
-    ].keys()
-    total = sum(step["seconds"] for step in steps)
-    assert content["time"]["total_seconds"] == pytest.approx(total, abs=1e-3)
+        left = max(0, told["seconds"] - sum(told["activities"].values()))
+        assert told["unmeasured_seconds"] == pytest.approx(left, abs=2e-3)
+    named = content["time"]["steps"][1]["activities"].keys()
+    assert {"read", "decode", "quality", "compress", "write"} <= named
+    whole = next(slide["seconds"] for slide in log["slides"] if slide["slide_id"] == "one")
+    assert content["time"]["total_seconds"] == pytest.approx(whole, abs=3e-3)
+    assert float(page.row("all of it")[0]) == pytest.approx(whole, abs=0.051)
 
 
 def test_a_model_of_tiles_says_of_what_the_slide_is_made(
@@ -226,3 +232,13 @@ def test_numbers_are_cut_off_and_never_more_than_they_are(value: float) -> None:
     assert shown == "&lt;0.0001" if 0 < value < 1e-4 else 0 <= value - float(shown) < 1e-4
     assert np.float32(exact(np.float32(value))) == np.float32(value)
     assert exact(np.float32(np.nan)) is None
+
+
+def test_a_measure_has_one_meaning_wherever_it_is_shown(store: TileStore, reported: Any, parsed: Any) -> None:
+    page = parsed(reported(store)[1])
+    assert MEANING.keys() == {"tissue", *MEASURES}
+    titles = {channel.name: channel.title for channel in quality_layer(store).channels}
+    for name, meaning in MEANING.items():
+        assert page.row(name)[-1] == meaning
+        assert titles[name].endswith(meaning)
+        assert meaning in qc_page(summarise(facts_of(store)), overview=None, contact=None)
