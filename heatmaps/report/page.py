@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from heatmaps.report.feedback import verdict_in_words
+from heatmaps.report.feedback import UNREADABLE, verdict_in_words
 from heatmaps.report.html import (
     MISSING,
     Markup,
@@ -50,7 +50,7 @@ def slide_page(content: Mapping[str, Any], pictures: Pictures) -> str:
         *map(warning, content["warnings"]),
         section("Prediction", *_prediction(content)),
         section("Calibration and decision gate", *_gate(content)),
-        section("What a person said", *_feedback(content["feedback"])),
+        section("What a person said", *_feedback(content)),
         section("Slide", *_overview(content, pictures)),
         section("Heatmap", *_heatmap(content, pictures)),
         section("Tiles at both ends", *_tiles(content, pictures)),
@@ -159,7 +159,11 @@ def _gate(content: Mapping[str, Any]) -> Iterator[str]:
     yield paragraph(f"Temperatures of the members: {temperatures}.", "small")
 
 
-def _feedback(said: Mapping[str, Any] | None) -> Iterator[str]:
+def _feedback(content: Mapping[str, Any]) -> Iterator[str]:
+    said = content["feedback"]
+    if UNREADABLE in content["warnings"]:
+        yield warning(UNREADABLE)
+        return
     if said is None:
         yield paragraph("Nobody has marked anything on this slide in 'microtome view'.")
         return
