@@ -25,6 +25,9 @@ from heatmaps.report.html import (
 from heatmaps.report.make import PAGE
 from heatmaps.report.run_parts import model_rows, seconds, time_parts
 
+MOST_COLUMNS = 4
+"""Classes whose scores are columns: more would not go on a sheet of A4, and none of them is then."""
+_NAME = ' class="name"'  # may be long, and is broken anywhere
 SORT = """
 'use strict';
 for (const table of document.querySelectorAll('table#slides')) {
@@ -93,16 +96,25 @@ def _summary(content: Mapping[str, Any]) -> str:
 
 def _slides(content: Mapping[str, Any], item: str) -> Iterator[str]:
     classes = content["model"]["classes"] if content["model"] else []
+    more = ""
+    if len(classes) > MOST_COLUMNS:
+        more = f" Scores of the {len(classes)} classes are in the JSON beside this file."
+        classes = []
     marked = any(row["feedback"] for row in content["slides"])
     first = ["slide", "status", "likeliest", "confidence", "decision", *(["a person"] if marked else [])]
     names = (*first, *classes, "tiles", "warnings", "seconds")
-    heads = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
+    heads = "".join(
+        f'<th scope="col"{_NAME if name in {"likeliest", *classes} else ""}>{text(name)}</th>'
+        for name in names
+    )
     lines = [_line(row, classes, item, marked=marked) for row in content["slides"]]
     words = "Failures and slides for review come first, the least sure ahead. Click a head to sort by it."
+    words += more
     yield (
-        f'<table id="slides">\n<caption>{words}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n'
+        f'<div class="wide"><table id="slides">\n<caption>{words}</caption>\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n"
         + "\n".join(lines)
-        + "\n</tbody>\n</table>"
+        + "\n</tbody>\n</table></div>"
     )
 
 
@@ -113,10 +125,10 @@ def _line(row: Mapping[str, Any], classes: list[str], item: str, *, marked: bool
         name = f'<a href="../../{attribute(place)}">{name}</a>'
     cells = [
         _cell(row["status"]),
-        _cell(row["prediction"]),
+        _cell(row["prediction"], _NAME),
         _share(row["confidence"]),
         _cell(row["decision"]),
-        *([_cell(in_words(row["feedback"]))] if marked else []),
+        *([_cell(in_words(row["feedback"]), ' class="words"')] if marked else []),
         *(_share(row["scores"].get(one)) for one in classes),
         _cell(row["tiles"]),
         _cell(len(row["warnings"])),
@@ -125,8 +137,8 @@ def _line(row: Mapping[str, Any], classes: list[str], item: str, *, marked: bool
     return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
-def _cell(value: object) -> str:
-    return f"<td>{'' if value is None else text(value)}</td>"
+def _cell(value: object, more: str = "") -> str:
+    return f"<td{more}>{'' if value is None else text(value)}</td>"
 
 
 def _share(value: float | None) -> str:

@@ -287,7 +287,7 @@ def _quality(content: Mapping[str, Any]) -> Iterator[str]:
     yield facts(rows)
     if quality["percentiles"]:
         names = list(next(iter(quality["percentiles"].values())))
-        head = ("measure", *(f"{name.removeprefix('p')} %" for name in names), "meaning")
+        head = ("measure", *(f"{name.removeprefix('p')}%" for name in names), "meaning")
         measures = [
             (measure, *(number(values[name]) for name in names), MEANING.get(measure, NO_MEANING))
             for measure, values in quality["percentiles"].items()

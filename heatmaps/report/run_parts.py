@@ -121,17 +121,22 @@ def _time_rows(time: Mapping[str, Any], columns: Sequence[str]) -> Iterator[tupl
 
 
 def _time_words(time: Mapping[str, Any], columns: Sequence[str]) -> str:
-    words = (
-        "Activities are seconds of all threads together: those of a step may add up to more than it took, "
-        f"and '{UNMEASURED}' is then the least it can be. '{OTHER.capitalize()}' is what these runs took "
-        "beside the steps: opening the slide, checking what was there, and steps that were made again since."
-    )
+    words = []
+    if time["steps"]:
+        words.append(
+            "Activities are seconds of all threads together: those of a step may add up to more than it "
+            f"took, and '{UNMEASURED}' is then the least it can be. '{OTHER.capitalize()}' is what these "
+            "runs took beside the steps: opening the slide, checking what was there, and steps that were "
+            "made again since."
+        )
     if TOGETHER in columns:
-        words += f" '{TOGETHER}' is one column: OpenSlide has one call for both, and no clock can part them."
+        words.append(
+            f"'{TOGETHER}' is one column: OpenSlide has one call for both, and no clock can part them."
+        )
     whole = [step["step"] for step in time["steps"] if not step["activities"]]
     if whole:
-        words += f" Nobody timed the activities of: {', '.join(whole)}."
-    return words
+        words.append(f"Nobody timed the activities of: {', '.join(whole)}.")
+    return " ".join(words)
 
 
 def seconds(value: float) -> Markup:
