@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from heatmaps.report.privacy import safe_text
+from heatmaps.run_logs import REPORT, Ending, RunLog, log_files, read_log
 from tiling.output import Output
 from wsi.messages import printable
 
-REPORT, REPORTS = "report", "reports/"
+REPORTS = "reports/"
 """Items of this name are reports. What it took to make them is not told in them: no two would be the same."""
 _UNEXPECTED = 70  # exit code of a bug: its message may be any library's
 
@@ -52,12 +52,13 @@ class RunLogs:
 def read_runs(output: Output) -> RunLogs:
     """Read ``OUT/runs``; a log that cannot be read is counted and left out."""
     logs = RunLogs()
-    folder = output.root / "runs"
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+    for path in log_files(output):
+        log = read_log(path)
         try:
-            content = json.loads(path.read_bytes())
-            told = list(_told(content, str(output.root)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            told = list(_told(log, str(output.root))) if log else None
+        except (KeyError, TypeError, ValueError, AttributeError):  # a step that is none
+            told = None
+        if told is None:
             logs.unreadable += 1
             continue
         for slide_id, outcome, steps in told:
@@ -67,22 +68,17 @@ def read_runs(output: Output) -> RunLogs:
     return logs
 
 
-def _told(content: Mapping[str, Any], root: str) -> Iterator[tuple[str, LastOutcome, Sequence[Any]]]:
-    words = [str(word) for word in content["command"]]
-    command = next((word for word in words if re.fullmatch(r"[a-z]+", word)), "")
-    places = {root, *filter(_is_place, words)}
-    for slide in content["slides"]:
-        path = Path(slide["path"])
+def _told(log: RunLog, root: str) -> Iterator[tuple[str, LastOutcome, Sequence[Any]]]:
+    places = {root, *filter(_is_place, log.words)}
+    for one in log.endings:
+        path = Path(one.path)
         more = {str(path), str(path.parent), path.name}
-        reason = str(slide["reason"])
-        if slide["exit_code"] == _UNEXPECTED:
+        reason = one.reason
+        if one.exit_code == _UNEXPECTED:
             reason = f"unexpected {reason.partition('unexpected ')[2]}"
-        reason = safe_text(reason, places=places | more, allowed=[slide["slide_id"]])
-        yield (
-            str(slide["slide_id"]),
-            LastOutcome(command, str(slide["status"]), reason.removeprefix("[file]: ")),
-            list(_steps(slide)),
-        )
+        reason = safe_text(reason, places=places | more, allowed=[one.slide_id])
+        outcome = LastOutcome(log.verb, one.status, reason.removeprefix("[file]: "))
+        yield one.slide_id, outcome, list(_steps(one))
 
 
 def _is_place(word: str) -> bool:
@@ -90,9 +86,9 @@ def _is_place(word: str) -> bool:
     return ("/" in word or "." in word.strip(".")) and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", word)
 
 
-def _steps(slide: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The steps that were made. Logs of before there were any say nothing of them."""
-    for step in slide.get("steps", ()):
+def _steps(ending: Ending) -> Iterator[dict[str, Any]]:
+    """The steps that were made."""
+    for step in ending.steps:
         if step["made"] and not step["step"].startswith(REPORTS):
             activities = {str(n): _rounded(s) for n, s in sorted(step["activities"].items())}
             yield {

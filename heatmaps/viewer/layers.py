@@ -175,13 +175,15 @@ class Layer:
         Raises
         ------
         UsageError
-            This layer is no model's.
+            This layer is no model's, or the model has no score of the tile.
         """
-        if not self.classes:
-            raise UsageError("no model has judged this tile", action="Choose a model's layer")
-        scores = [float(channel.values[row]) for channel in self.channels[: len(self.classes)]]
-        best = int(np.argmax(scores))
-        return self.classes[best], scores[best]
+        scores = np.array([channel.values[row] for channel in self.channels[: len(self.classes)]], np.float64)
+        if not self.classes or not np.isfinite(scores).all():
+            raise UsageError(
+                "no model has judged this tile", action="Choose a model's layer, or another tile"
+            )
+        best = int(scores.argmax())
+        return self.classes[best], float(scores[best])
 
 
 def model_layer(store: TileStore, model: str) -> Layer:

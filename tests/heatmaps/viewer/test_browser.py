@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium, from Debian's packages chromium and chromium-driver.
+"""The page in a real browser.
 
 Screenshots are kept in the folder that MICROTOME_SCREENSHOTS names, else in the test's own.
 """
@@ -8,27 +8,23 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from heatmaps.viewer.catalogue import open_output
+from heatmaps.viewer.catalogue import Catalogue
 from heatmaps.viewer.server import ViewerServer
 from tiling.marks import read_marks
 from tiling.output import Output
 from tiling.store import TileStore
 
 HOSTILE = "<img src=x onerror=document.title='owned'>&\"'"
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-DRIVER = shutil.which("chromedriver")
 
 
 class Page:
@@ -105,37 +101,9 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')"
-    )
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no Chromium: install Debian's packages chromium and chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for word in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=1500,950",
-        "--disable-dev-shm-usage",
-    ):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(service=Service(DRIVER), options=options)
-    driver.set_script_timeout(60)
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(driver: Any, results: Path, tmp_path: Path) -> Iterator[Page]:
-    catalogue = open_output(results, files={}, annotations=None)
-    catalogue.marks = tmp_path / "feedback"
-    folder = Path(os.environ.get("MICROTOME_SCREENSHOTS", tmp_path))
+@contextmanager
+def viewing(driver: Any, catalogue: Catalogue, folder: Path) -> Iterator[Page]:
+    folder = Path(os.environ.get("MICROTOME_SCREENSHOTS", folder))
     folder.mkdir(parents=True, exist_ok=True)
     with ViewerServer(catalogue) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -148,6 +116,12 @@ def page(driver: Any, results: Path, tmp_path: Path) -> Iterator[Page]:
             driver.get("about:blank")
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def page(driver: Any, catalogue: Catalogue, tmp_path: Path) -> Iterator[Page]:
+    with viewing(driver, catalogue, tmp_path) as shown:
+        yield shown
 
 
 def drag(page: Page, start: tuple[int, int], stop: tuple[int, int]) -> None:
@@ -211,7 +185,7 @@ def test_the_threshold_hides_and_the_other_controls_recolour(page: Page) -> None
 
 
 def test_a_number_is_cut_off_and_never_reaches_what_it_is_below(page: Page) -> None:
-    page.open()
+    page.driver.get(page.server.address)
     numbers = "[0.9996, 0.7998, 0.29, 0.00261, 1, 1609.4]"
     told = page.run(f"return import('/page/elements.js').then((m) => {numbers}.map(m.short))")
     assert told == ["0.999", "0.799", "0.29", "0.00261", "1", "1609"]
@@ -277,7 +251,11 @@ def test_a_drawn_region_is_saved_and_can_be_taken_back(page: Page, tmp_path: Pat
     page.screenshot("region")
     page.click("#undo")
     page.until(lambda: page.text("#marks-count") == "")
-    assert json.loads(path.read_bytes())["features"] == []
+    assert not path.exists()  # a file without marks is none
+    assert page.text("#marks-list") == page.text("#marks-adapt") == ""
+    assert page.run("return document.getElementById('undo').disabled")
+    page.open()  # nor is there one for a page that is loaded anew
+    assert page.text("#marks-count") == page.text("#marks-list") == ""
 
 
 def test_a_polygon_is_drawn_by_clicks(page: Page, tmp_path: Path) -> None:
@@ -312,7 +290,22 @@ def test_agreeing_and_disagreeing_is_saved(page: Page, tmp_path: Path) -> None:
         for feature in json.loads((tmp_path / "feedback" / "plain.geojson").read_bytes())["features"]
     ]
     assert names == ["Agree*", "normal"]
+    assert (tmp_path / "feedback" / "labels.csv").read_text().splitlines()[1].startswith("plain,tumour,")
+    assert page.text("#marks-adapt") == "For adapt: 1 tile of normal. In labels.csv this slide is tumour."
     page.screenshot("feedback")
+
+
+def test_a_model_without_a_gate_asks_for_review(
+    driver: Any, copied: Catalogue, scoring: Any, tmp_path: Path
+) -> None:
+    record = {"probabilities": {"normal": 0.9, "tumour": 0.1}, "calibrated": False}
+    scoring(TileStore(copied.output, "plain"), "a", record=record)
+    with viewing(driver, copied, tmp_path) as page:
+        page.open("#slide=plain&model=a")
+        assert page.text("#verdict-text .chip") == "review required"
+        assert "the model is not calibrated" in page.text("#verdict-text")
+        assert "confidence" not in page.text("#verdict-text")
+        assert "review" in page.text("#slide-list li[aria-current=true]")
 
 
 def test_a_hostile_name_is_text(page: Page) -> None:
