@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tiling.output import Output
-from wsi.messages import printable
+from heatmaps.run_logs import Ending
 
-REPORT, REPORTS = "report", "reports/"
+REPORTS = "reports/"
 """Items of this name are reports. What it took to make them is not told in them: no two would be the same."""
 
 
@@ -30,9 +27,9 @@ class StepSeconds:
 
     def as_json(self) -> dict[str, Any]:
         """With what is left of the clock: of threads that work at once that is the least it can be."""
-        activities = {name: _rounded(seconds) for name, seconds in sorted(self.activities.items())}
-        rest = _rounded(max(0.0, self.seconds - sum(self.activities.values())))
-        seconds = _rounded(self.seconds)
+        activities = {name: rounded(seconds) for name, seconds in sorted(self.activities.items())}
+        rest = rounded(max(0.0, self.seconds - sum(self.activities.values())))
+        seconds = rounded(self.seconds)
         return {"step": self.step, "seconds": seconds, "activities": activities, "unmeasured_seconds": rest}
 
 
@@ -48,73 +45,47 @@ class SlideRun:
     """Those that it finished; None in logs of before steps were logged, where something was made."""
 
 
-@dataclass(slots=True)
-class RunTimes:
-    """Of all runs of an output but the reports', the oldest first, by slide."""
+def run_of(verb: str, ending: Ending) -> SlideRun:
+    """What one run did to one slide, without the making of reports, so that no report tells of itself.
 
-    runs: dict[str, list[SlideRun]] = field(default_factory=dict)
-
-    def time_of(self, slide_id: str) -> dict[str, Any]:
-        """How the time of a slide was spent, as JSON.
-
-        The whole is what those runs took by the clock that made something which was not made again since;
-        steps, what is beside them and runs without steps add up to it.
-        """
-        runs = self.runs.get(printable(slide_id), [])
-        last: dict[str, StepSeconds] = {}
-        for run in runs:
-            last.update({step.step: step for step in run.steps or () if step.made})
-        standing = {id(step) for step in last.values()}
-        counted = [run for run in runs if any(id(step) in standing for step in run.steps or ())]
-        steps = [step.as_json() for step in last.values()]
-        whole = sum(run.seconds for run in counted)
-        untold: dict[str, float] = {}
-        for run in runs:
-            if run.steps is None:
-                untold[run.command] = untold.get(run.command, 0.0) + run.seconds
-        other = _rounded(max(0.0, whole - sum(step["seconds"] for step in steps)))
-        told = [{"run": command, "seconds": _rounded(seconds)} for command, seconds in untold.items()]
-        total = sum(one["seconds"] for one in (*steps, *told)) + other
-        return {"steps": steps, "other_seconds": other, "untold_runs": told, "total_seconds": _rounded(total)}
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError
+        The log holds steps that are none.
+    """
+    told = ending.steps or ending.status != "done"  # where something was made there was a step
+    steps = [_step(one) for one in ending.steps]
+    seconds = ending.seconds - sum(step.seconds for step in steps if step.step.startswith(REPORTS))
+    kept = [step for step in steps if not step.step.startswith(REPORTS)]
+    return SlideRun(verb, seconds, kept if told else None)
 
 
-def read_times(output: Output) -> RunTimes:
-    """Read ``OUT/runs``. Logs that cannot be read are left out; `spent.read_runs` counts them."""
-    times = RunTimes()
-    folder = output.root / "runs"
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        try:
-            told = list(_told(json.loads(path.read_bytes())))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        for slide_id, run in told:
-            times.runs.setdefault(slide_id, []).append(run)
-    return times
+def _step(content: Mapping[str, Any]) -> StepSeconds:
+    activities = {str(name): float(seconds) for name, seconds in content["activities"].items()}
+    return StepSeconds(str(content["step"]), float(content["seconds"]), activities, bool(content["made"]))
 
 
-def _told(content: Mapping[str, Any]) -> Iterator[tuple[str, SlideRun]]:
-    words = (str(word) for word in content["command"])
-    command = next((word for word in words if re.fullmatch(r"[a-z]+", word)), "")
-    if command == REPORT:
-        return
-    for slide in content["slides"]:
-        seconds = float(slide["seconds"])
-        if "steps" not in slide:
-            if slide["status"] == "done":
-                yield str(slide["slide_id"]), SlideRun(command, seconds, None)
-            continue
-        steps = [
-            StepSeconds(str(one["step"]), float(one["seconds"]), _activities(one), bool(one["made"]))
-            for one in slide["steps"]
-        ]
-        of_reports = sum(step.seconds for step in steps if step.step.startswith(REPORTS))
-        kept = [step for step in steps if not step.step.startswith(REPORTS)]
-        yield str(slide["slide_id"]), SlideRun(command, seconds - of_reports, kept)
+def time_of(runs: Sequence[SlideRun]) -> dict[str, Any]:
+    """How the time of a slide was spent, as JSON; `runs` are all that worked on it, the oldest first.
+
+    The whole is what those runs took by the clock that made something which was not made again since; steps,
+    what is beside them, and runs without steps add up to it.
+    """
+    last: dict[str, StepSeconds] = {}
+    untold: dict[str, float] = {}
+    for run in runs:
+        if run.steps is None:
+            untold[run.command] = untold.get(run.command, 0.0) + run.seconds
+        last.update({step.step: step for step in run.steps or () if step.made})
+    standing = {id(step) for step in last.values()}
+    counted = [run for run in runs if any(id(step) in standing for step in run.steps or ())]
+    steps = [step.as_json() for step in last.values()]
+    other = rounded(max(0.0, sum(run.seconds for run in counted) - sum(step["seconds"] for step in steps)))
+    told = [{"run": command, "seconds": rounded(seconds)} for command, seconds in untold.items()]
+    total = rounded(sum(one["seconds"] for one in (*steps, *told)) + other)
+    return {"steps": steps, "other_seconds": other, "untold_runs": told, "total_seconds": total}
 
 
-def _activities(step: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): float(seconds) for name, seconds in step["activities"].items()}
-
-
-def _rounded(seconds: float) -> float:
+def rounded(seconds: float) -> float:
+    """To a millisecond, as in the logs."""
     return round(float(seconds), 3)

@@ -112,9 +112,7 @@ def _slides(content: Mapping[str, Any], item: str) -> Iterator[str]:
     words += more
     yield (
         f'<div class="wide"><table id="slides">\n<caption>{words}</caption>\n'
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n"
-        + "\n".join(lines)
-        + "\n</tbody>\n</table></div>"
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table></div>"
     )
 
 

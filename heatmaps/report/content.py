@@ -82,7 +82,7 @@ def slide_content(
     chosen
         The model that was asked for.
     time
-        See `heatmaps.report.clock.RunTimes.time_of`.
+        See `heatmaps.report.spent.RunLogs.time_of`.
     feedback
         See `heatmaps.report.feedback.find_feedback`.
     pictures

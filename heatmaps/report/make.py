@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatmaps.report.chosen import Chosen
-from heatmaps.report.clock import RunTimes
 from heatmaps.report.content import Findings, find, slide_content
 from heatmaps.report.feedback import find_feedback
 from heatmaps.report.page import Pictures, slide_page
 from heatmaps.report.pictures import Overview, draw_channel, draw_overview, draw_tiles
 from heatmaps.report.shown import choose_tiles, rows_of
+from heatmaps.report.spent import RunLogs
 from tiling.commit import Commit, canonical
 from tiling.pipeline import Step
 from tiling.store import TileStore
@@ -44,7 +44,7 @@ def report_item(chosen: Chosen | None) -> str:
 
 
 def report_slide(
-    store: TileStore, chosen: Chosen | None, times: RunTimes, *, open_slide: OpenSlide | None = None
+    store: TileStore, chosen: Chosen | None, logs: RunLogs, *, open_slide: OpenSlide | None = None
 ) -> Commit:
     """Commit the report of one slide; does nothing where the same is there.
 
@@ -58,8 +58,8 @@ def report_slide(
         The slide; the caller holds the output's lock.
     chosen
         Whose scores; None for a report of the tiles alone. So is that of a slide without such scores.
-    times
-        Of the runs.
+    logs
+        Of the runs, for the times.
     open_slide
         Where tiles come from that the store holds no pixels of.
 
@@ -70,7 +70,7 @@ def report_slide(
     SlideError
         The slide's file is another than the one that was cut.
     """
-    found, time = find(store, chosen), times.time_of(store.slide_id)
+    found, time = find(store, chosen), logs.time_of(store.slide_id)
     feedback = find_feedback(store.output, store.slide_id, model=chosen.name if chosen else None)
     slide = None if store.has_pixels or open_slide is None else open_slide(store.slide_id)
     has_pictures = store.has_pixels or slide is not None
@@ -101,11 +101,9 @@ def report_slide(
     return draft.publish({"versions": versions()})
 
 
-def report_step(chosen: Chosen | None, times: RunTimes, *, open_slide: OpenSlide | None = None) -> Step:
+def report_step(chosen: Chosen | None, logs: RunLogs, *, open_slide: OpenSlide | None = None) -> Step:
     """Report a slide."""
-    return Step(
-        report_item(chosen), lambda job: report_slide(job.store, chosen, times, open_slide=open_slide)
-    )
+    return Step(report_item(chosen), lambda job: report_slide(job.store, chosen, logs, open_slide=open_slide))
 
 
 def _willing(store: TileStore, there: Commit | None, recipe: Mapping[str, Any]) -> TileStore:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heatmaps.report.chosen import Chosen, choose_model
-from heatmaps.report.clock import read_times
 from heatmaps.report.cohort import cohort_content, read_reports
 from heatmaps.report.cohort_page import cohort_page
 from heatmaps.report.content import schema_text
@@ -78,5 +77,5 @@ def plan_reports(out: Path, *, given: Path | None, open_slide: OpenSlide | None 
     if not slides:
         raise UsageError("holds no tiles", path=out, action="Run 'microtome tile' first")
     chosen = choose_model(output, given)
-    step = report_step(chosen, read_times(output), open_slide=open_slide)
+    step = report_step(chosen, read_runs(output), open_slide=open_slide)
     return Reporting(output, slides, chosen, step)

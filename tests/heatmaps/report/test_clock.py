@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from heatmaps.report.clock import RunTimes, SlideRun, StepSeconds, read_times
+from heatmaps.report.clock import SlideRun, StepSeconds
 from heatmaps.report.html import Markup, section
 from heatmaps.report.run_parts import time_parts
+from heatmaps.report.spent import RunLogs, read_runs
 from tiling.cohort import Outcome, Status, StepTime, write_run_log
 from tiling.output import Output
 
@@ -32,7 +33,7 @@ def test_rows_add_up_to_the_runs_that_made_what_is_there(tmp_path: Path, parsed:
     log(output, "tile", 100.0, StepTime("tissue", False, 50.0, {}))  # nothing was to be done
     log(output, "report", 100.0, StepTime("reports/m", True, 50.0, {}))
     log(output, "qc", 2.5, StepTime("qc", True, 2.0, {}), StepTime("reports/m", True, 0.25, {}))
-    time = read_times(output).time_of("one")
+    time = read_runs(output).time_of("one")
     told = {step["step"]: (step["seconds"], step["unmeasured_seconds"]) for step in time["steps"]}
     assert told == {"tissue": (1.0, 0.25), "tiles": (4.0, 0.0), "qc": (2.0, 2.0)}
     assert time["total_seconds"] == 9 + 5 + 2.25
@@ -52,19 +53,19 @@ def test_runs_and_items_of_which_no_log_tells_are_named(tmp_path: Path, parsed: 
         path = tmp_path / "runs" / f"2020010{number}T000000.000000Z-1.json"
         path.write_text(json.dumps({"command": ["-v", "predict", "out"], "slides": [slide]}))
     (tmp_path / "runs" / "20200201T000000.000000Z-1.json").write_text("{")
-    time = read_times(output).time_of("one")
+    time = read_runs(output).time_of("one")
     assert time["untold_runs"] == [{"run": "predict", "seconds": 8.0}]
     assert time["total_seconds"] == 10.5
     page = rows_of(time, parsed, ("scores/m",))
     assert page.row("'predict', whose log tells no steps")[0] == "8.000"
     assert "No log tells how long these took: scores/m." in page.words
-    assert RunTimes().time_of("one")["total_seconds"] == 0
+    assert RunLogs().time_of("one")["total_seconds"] == 0
 
 
 def test_reading_and_decoding_in_one_call_is_said_to_be(parsed: Any) -> None:
     def words(*activities: str) -> str:
         step = StepSeconds("tiles", 1.0, dict.fromkeys(activities, 0.25))
-        page = rows_of(RunTimes({"one": [SlideRun("tile", 1.0, [step])]}).time_of("one"), parsed)
+        page = rows_of(RunLogs({"one": [SlideRun("tile", 1.0, [step])]}).time_of("one"), parsed)
         assert page.rows[0][2:-1] == list(activities)
         return str(page.words)
 

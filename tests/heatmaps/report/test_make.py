@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from heatmaps.report.chosen import Chosen, choose_model
-from heatmaps.report.clock import RunTimes, SlideRun, StepSeconds, read_times
+from heatmaps.report.clock import SlideRun, StepSeconds
 from heatmaps.report.make import PAGE, TILES_ONLY, report_slide
+from heatmaps.report.spent import RunLogs, read_runs
 from tiling.commit import canonical
 from tiling.ensure import ensure
 from tiling.output import Output, verify_items
@@ -70,7 +71,7 @@ def test_where_there_is_more_to_say_it_is_said_without_being_asked(
     scoring(store)  # now it is scored
     content, _ = reported(store)
     assert (content["status"], content["model"]["trained"]) == ("predicted", None)
-    content, _ = reported(store, RunTimes({"one": [SlideRun("predict", 1.75, [StepSeconds("x", 1.5)])]}))
+    content, _ = reported(store, RunLogs({"one": [SlideRun("predict", 1.75, [StepSeconds("x", 1.5)])]}))
     assert content["time"]["total_seconds"] == 1.75
 
 
@@ -84,22 +85,22 @@ def test_tiles_without_stored_pixels_are_read_from_the_slide_or_it_is_said_why_n
     stores = [TileStore(output, "one") for output in (with_pixels, without)]
     for store in stores:
         scoring(store)
-    _, expected = reported(stores[0], RunTimes())
-    content, html = reported(stores[1], RunTimes())
+    _, expected = reported(stores[0], RunLogs())
+    content, html = reported(stores[1], RunLogs())
     assert "--slides" in content["tiles_not_pictured_because"]
     page = parsed(html)
     assert content["tiles_not_pictured_because"] in page.words
     assert not [img for img in page.named("img") if str(img["alt"]).startswith("Tile at")]
     for tile in content["tiles"][0]["highest"]:  # their numbers are there all the same
         assert page.row(str(tile["row"]))[:2] == [str(tile["x"]), str(tile["y"])]
-    content, html = reported(stores[1], RunTimes(), open_slide=lambda name: Slide(slide_files[name]))
+    content, html = reported(stores[1], RunLogs(), open_slide=lambda name: Slide(slide_files[name]))
     assert content["tiles_not_pictured_because"] is None
 
     def pictures(text: str) -> list[Any]:
         return [img["src"] for img in parsed(text).named("img") if str(img["alt"]).startswith("Tile at")]
 
     assert pictures(html) == pictures(expected)
-    again, _ = reported(stores[1], RunTimes())  # without the slide what is there is not made poorer
+    again, _ = reported(stores[1], RunLogs())  # without the slide what is there is not made poorer
     assert again == content
 
 
@@ -117,9 +118,9 @@ def test_a_report_with_the_models_card_is_not_made_poorer_by_its_name_alone(
         "not_calibrated_because": [],
     }
     with store.output.lock():
-        with_card = report_slide(store, Chosen("m", None, trained), RunTimes())
-        assert report_slide(store, Chosen("m"), RunTimes()).digest == with_card.digest
-        other = report_slide(store, Chosen("m", None, trained | {"members": 2}), RunTimes())
+        with_card = report_slide(store, Chosen("m", None, trained), RunLogs())
+        assert report_slide(store, Chosen("m"), RunLogs()).digest == with_card.digest
+        other = report_slide(store, Chosen("m", None, trained | {"members": 2}), RunLogs())
     assert other.digest != with_card.digest
 
 
@@ -138,7 +139,7 @@ def test_a_damaged_report_is_made_again_and_damaged_scores_are_named(
 ) -> None:
     scoring(store)
     reported(store)
-    chosen, logs = choose_model(store.output, None), read_times(store.output)
+    chosen, logs = choose_model(store.output, None), read_runs(store.output)
     (store.path("reports/m") / PAGE).write_bytes(b"cut")
     with store.output.lock():
         assert ensure(store, "reports/m", lambda: report_slide(store, chosen, logs))
@@ -185,7 +186,7 @@ def test_the_card_says_how_the_model_was_trained_and_names_no_other_slide(
     chosen = choose_model(store.output, card(tmp_path / "m"))
     assert chosen is not None
     with store.output.lock():
-        report_slide(store, chosen, RunTimes())
+        report_slide(store, chosen, RunLogs())
     html = (store.path("reports/m") / PAGE).read_text()
     assert "secret-1" not in html
     page = parsed(html)
@@ -202,7 +203,7 @@ def test_scores_by_another_model_of_the_name_are_refused(
     scoring(store)
     chosen = choose_model(store.output, card(tmp_path / "m", members=["other"]))
     with store.output.lock(), pytest.raises(RecipeError, match="by another model of the name 'm'"):
-        report_slide(store, chosen, RunTimes())
+        report_slide(store, chosen, RunLogs())
     (tmp_path / "m" / "model.json").write_text("{")
     with pytest.raises(UsageError, match="is unreadable"):
         choose_model(store.output, tmp_path / "m")
