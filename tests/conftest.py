@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 VOID = {"meta", "img", "rect", "br"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Before torch is imported: on tiny networks a second thread only waits for the first, and spins."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
