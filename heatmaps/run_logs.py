@@ -35,6 +35,8 @@ class Ending:
     """Of its error; 0 where all is well."""
     steps: tuple[Mapping[str, Any], ...]
     """How long each step took, see `tiling.cohort.StepTime`; none in old logs."""
+    seconds: float = 0.0
+    """How long all of it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def _ending(content: Mapping[str, Any]) -> Ending:
         str(content.get("reason", "")),
         int(content.get("exit_code", 0)),
         tuple(content.get("steps", ())),
+        float(content.get("seconds", 0.0)),
     )
 
 

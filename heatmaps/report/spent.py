@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heatmaps.report.clock import SlideRun, run_of, time_of
 from heatmaps.report.privacy import safe_text
-from heatmaps.run_logs import REPORT, Ending, RunLog, log_files, read_log
+from heatmaps.run_logs import REPORT, RunLog, log_files, read_log
 from tiling.output import Output
 from wsi.messages import printable
 
-REPORTS = "reports/"
-"""Items of this name are reports. What it took to make them is not told in them: no two would be the same."""
 _UNEXPECTED = 70  # exit code of a bug: its message may be any library's
 
 
@@ -34,8 +33,8 @@ class LastOutcome:
 class RunLogs:
     """All logs of an output, the oldest first, by slide."""
 
-    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of each slide, by step: what its last making took."""
+    runs: dict[str, list[SlideRun]] = field(default_factory=dict)
+    """What each run did to each slide, but runs that made reports: no two reports would be the same."""
     outcomes: dict[str, LastOutcome] = field(default_factory=dict)
     """How each slide ended last, in a run of any command but the report's."""
     reported: dict[str, LastOutcome] = field(default_factory=dict)
@@ -45,8 +44,7 @@ class RunLogs:
 
     def time_of(self, slide_id: str) -> dict[str, Any]:
         """How the time of a slide was spent, as JSON."""
-        steps = list(self.steps.get(printable(slide_id), {}).values())
-        return {"steps": steps, "total_seconds": _rounded(sum(step["seconds"] for step in steps))}
+        return time_of(self.runs.get(printable(slide_id), []))
 
 
 def read_runs(output: Output) -> RunLogs:
@@ -61,14 +59,15 @@ def read_runs(output: Output) -> RunLogs:
         if told is None:
             logs.unreadable += 1
             continue
-        for slide_id, outcome, steps in told:
+        for slide_id, outcome, run in told:
             ends = logs.reported if outcome.command == REPORT else logs.outcomes
             ends[slide_id] = outcome
-            logs.steps.setdefault(slide_id, {}).update({step["step"]: step for step in steps})
+            if outcome.command != REPORT:
+                logs.runs.setdefault(slide_id, []).append(run)
     return logs
 
 
-def _told(log: RunLog, root: str) -> Iterator[tuple[str, LastOutcome, Sequence[Any]]]:
+def _told(log: RunLog, root: str) -> Iterator[tuple[str, LastOutcome, SlideRun]]:
     places = {root, *filter(_is_place, log.words)}
     for one in log.endings:
         path = Path(one.path)
@@ -78,25 +77,9 @@ def _told(log: RunLog, root: str) -> Iterator[tuple[str, LastOutcome, Sequence[A
             reason = f"unexpected {reason.partition('unexpected ')[2]}"
         reason = safe_text(reason, places=places | more, allowed=[one.slide_id])
         outcome = LastOutcome(log.verb, one.status, reason.removeprefix("[file]: "))
-        yield one.slide_id, outcome, list(_steps(one))
+        yield one.slide_id, outcome, run_of(log.verb, one)
 
 
 def _is_place(word: str) -> bool:
     """Whether a word of a command may be a path; numbers, such as 0.5, stand in messages too."""
     return ("/" in word or "." in word.strip(".")) and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", word)
-
-
-def _steps(ending: Ending) -> Iterator[dict[str, Any]]:
-    """The steps that were made."""
-    for step in ending.steps:
-        if step["made"] and not step["step"].startswith(REPORTS):
-            activities = {str(n): _rounded(s) for n, s in sorted(step["activities"].items())}
-            yield {
-                "step": str(step["step"]),
-                "seconds": _rounded(step["seconds"]),
-                "activities": activities,
-            }
-
-
-def _rounded(seconds: float) -> float:
-    return round(float(seconds), 3)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from heatmaps.report.chosen import Chosen, choose_model
+from heatmaps.report.clock import SlideRun, StepSeconds
 from heatmaps.report.make import PAGE, TILES_ONLY, report_slide
 from heatmaps.report.spent import RunLogs, read_runs
 from tiling.commit import canonical
@@ -70,10 +71,8 @@ def test_where_there_is_more_to_say_it_is_said_without_being_asked(
     scoring(store)  # now it is scored
     content, _ = reported(store)
     assert (content["status"], content["model"]["trained"]) == ("predicted", None)
-    content, _ = reported(
-        store, RunLogs(steps={"one": {"x": {"step": "x", "seconds": 1.5, "activities": {}}}})
-    )
-    assert content["time"]["total_seconds"] == 1.5
+    content, _ = reported(store, RunLogs({"one": [SlideRun("predict", 1.75, [StepSeconds("x", 1.5)])]}))
+    assert content["time"]["total_seconds"] == 1.75
 
 
 def test_tiles_without_stored_pixels_are_read_from_the_slide_or_it_is_said_why_not(
