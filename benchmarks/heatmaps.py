@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from benchmarks.costs import ROOT, peak_memory
 from heatmaps.colour import colour
-from heatmaps.pyramid import shrink, write_colours, write_scores
+from heatmaps.levels import shrink
+from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.raster import Heatmap, paint
 
 Plane = NDArray[np.float32]

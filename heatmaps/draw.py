@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from heatmaps.ngff import write_ngff
-from heatmaps.numbers import RANK, UNCERTAINTY, Frame, ranks, read_numbers
+import numpy as np
+from numpy.typing import NDArray
+
+from heatmaps.levels import Levels, make_levels
+from heatmaps.ngff import ngff_folder
+from heatmaps.numbers import RANK, UNCERTAINTY, Frame, TileNumbers, ranks, read_numbers
+from heatmaps.outlines import RegionRules
 from heatmaps.overlay import draw_overlay, draw_picture
-from heatmaps.pyramid import write_colours, write_scores
-from heatmaps.qupath_files import QupathOptions, write_for_qupath
+from heatmaps.pyramid import scores_file, write_colours
+from heatmaps.qupath_files import QupathOptions, find_regions, write_for_qupath
 from heatmaps.raster import Heatmap
 from heatmaps.settings import AS_USUAL, DrawSettings, Format, Scale
 from tiling.commit import Commit
@@ -18,6 +24,7 @@ from tiling.pipeline import Job, Step
 from tiling.store import TileStore, judges_tiles, scores_by
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
+from wsi.annotations import Annotation
 from wsi.durable import write_file
 from wsi.errors import RecipeError
 from wsi.picture import encode_png
@@ -81,21 +88,14 @@ def draw_heatmap(
     if draft is None:
         return store.require(f"heatmaps/{model}")
     numbers = read_numbers(store, model)
-    frame = Frame.of(store)
-    heatmap = frame.paint(store.origins, numbers.channels(), overlap=settings.overlap)
-    if Format.OME_TIFF in settings.formats:
-        write_scores(draft.folder / SCORES, heatmap)
-    if Format.OME_ZARR in settings.formats:
-        write_ngff(draft.folder / ZARR, heatmap, version=settings.ngff)
-    shown = heatmap
-    if settings.scale is Scale.RANK:
-        ranked = {name: ranks(column) for name, column in numbers.channels().items()}
-        shown = frame.paint(store.origins, ranked, overlap=settings.overlap)
-    _draw_colours(draft.folder, store, shown, settings, of_tiles=judges_tiles(commit))
+    heatmap = Frame.of(store).paint(store.origins, numbers.channels(), overlap=settings.overlap)
+    regions = _draw_channels(
+        draft.folder, store, numbers, heatmap, settings, qupath.regions, of_tiles=judges_tiles(commit)
+    )
     write_for_qupath(
         draft.folder,
         store,
-        heatmap,
+        regions,
         classes=numbers.classes,
         scores=numbers.scores,
         measurements=numbers.measurements(),
@@ -104,21 +104,59 @@ def draw_heatmap(
     return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
 
 
-def _draw_colours(
-    folder: Path, store: TileStore, heatmap: Heatmap, settings: DrawSettings, *, of_tiles: bool
-) -> None:
-    """The files of each channel, which is painted once for all of them."""
-    thumbnail, scale = read_thumbnail(store)
-    ranked = settings.scale is Scale.RANK
-    for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
-        plane, title = heatmap.only(channel), legend_title(channel, of_tiles=of_tiles, ranked=ranked)
+def _draw_channels(
+    folder: Path,
+    store: TileStore,
+    numbers: TileNumbers,
+    heatmap: Heatmap,
+    settings: DrawSettings,
+    rules: RegionRules,
+    *,
+    of_tiles: bool,
+) -> list[Annotation]:
+    """Draw channel by channel, each painted once for all files; returns the regions of the classes."""
+    regions, thumbnail, ranked = [], read_thumbnail(store), settings.scale is Scale.RANK
+    with ExitStack() as stack:
+        takers: list[Callable[[Levels], None]] = []
         if Format.OME_TIFF in settings.formats:
-            meaning = RANKED if ranked else ""
-            write_colours(folder / f"heatmap-{name}.ome.tif", plane, channel, meaning=meaning)
-        if Format.PNG in settings.formats:
-            write_file(folder / f"heatmap-{name}.png", encode_png(draw_picture(plane, channel, title=title)))
-        picture = draw_overlay(thumbnail, plane, channel, thumbnail_scale=scale[0], title=title)
-        write_file(folder / f"overlay-{name}.png", encode_png(picture))
+            takers.append(stack.enter_context(scores_file(folder / SCORES, heatmap)))
+        if Format.OME_ZARR in settings.formats:
+            group = ngff_folder(folder / ZARR, heatmap, version=settings.ngff)
+            takers.append(stack.enter_context(group))
+        for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
+            only = heatmap.only(channel)
+            levels = make_levels(only.channel(channel)) if takers else ()
+            for take in takers:
+                take(levels)
+            if channel in numbers.classes:
+                regions += find_regions(only, channel, store, rules=rules)
+            if ranked:
+                column = {channel: ranks(numbers.channels()[channel])}
+                only, levels = Frame.of(store).paint(store.origins, column, overlap=settings.overlap), ()
+            title = legend_title(channel, of_tiles=of_tiles, ranked=ranked)
+            _draw_colours(folder, name, only.only(channel), levels, settings, thumbnail, title)
+    return regions
+
+
+def _draw_colours(
+    folder: Path,
+    name: str,
+    heatmap: Heatmap,
+    levels: Levels,
+    settings: DrawSettings,
+    thumbnail: tuple[NDArray[np.uint8], tuple[float, float]],
+    title: str,
+) -> None:
+    """The coloured files of the one channel that this heatmap has; `name` is in theirs."""
+    (channel,), (picture, scale) = heatmap.channels, thumbnail
+    if Format.OME_TIFF in settings.formats:
+        meaning = RANKED if settings.scale is Scale.RANK else ""
+        path = folder / f"heatmap-{name}.ome.tif"
+        write_colours(path, heatmap, channel, meaning=meaning, levels=levels or None)
+    if Format.PNG in settings.formats:
+        write_file(folder / f"heatmap-{name}.png", encode_png(draw_picture(heatmap, channel, title=title)))
+    overlay = draw_overlay(picture, heatmap, channel, thumbnail_scale=scale[0], title=title)
+    write_file(folder / f"overlay-{name}.png", encode_png(overlay))
 
 
 def file_names(channels: Sequence[str]) -> list[str]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import zarr
 
+from heatmaps.levels import level_sizes, shrink
 from heatmaps.ngff import write_ngff
-from heatmaps.pyramid import level_sizes, shrink
 from heatmaps.raster import Heatmap, paint
 from heatmaps.settings import Ngff
 from wsi.errors import OutputError, UsageError

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatmaps.colour import colour
-from heatmaps.pyramid import level_sizes, shrink, write_colours, write_scores
+from heatmaps.levels import level_sizes, shrink
+from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.raster import Heatmap, paint
 from wsi.errors import OutputError
 
@@ -288,7 +289,7 @@ def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path, heatmap, monkeyp
     def full_disk(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("heatmaps.pyramid.shrink", full_disk)
+    monkeypatch.setattr("heatmaps.pyramid.make_levels", full_disk)
     with pytest.raises(OutputError, match="No space left"):
         write_scores(path, heatmap)
     assert path.read_bytes() == old

@@ -17,7 +17,7 @@ from heatmaps.draw import draw_heatmap
 from heatmaps.numbers import TileNumbers
 from heatmaps.outlines import RegionRules
 from heatmaps.qupath_arguments import add_regions, qupath_options
-from heatmaps.qupath_files import QupathOptions, write_for_qupath
+from heatmaps.qupath_files import QupathOptions, find_regions, write_for_qupath
 from tiling.cut import cut_slide
 from tiling.grid import TileSpec
 from tiling.output import Output
@@ -89,10 +89,13 @@ def drawn(store: TileStore, folder: Path, options: QupathOptions) -> Path:
     uncertainty, disagreement = store.uncertainty("m") or ()
     numbers = TileNumbers(CLASSES, scores, attention, uncertainty, disagreement)
     folder.mkdir(exist_ok=True)
+    regions = [
+        one for name in CLASSES for one in find_regions(Painted(store), name, store, rules=options.regions)
+    ]
     write_for_qupath(
         folder,
         store,
-        Painted(store),
+        regions,
         classes=CLASSES,
         scores=scores,
         measurements=numbers.measurements(),
