@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from heatmaps.overlay import draw_overlay, draw_picture
 from heatmaps.pyramid import scores_file, write_colours
 from heatmaps.qupath_files import QupathOptions, find_regions, write_for_qupath
 from heatmaps.raster import Heatmap
+from heatmaps.recipe import heatmap_recipe, settle
 from heatmaps.settings import AS_USUAL, DrawSettings, Format, Scale
 from tiling.commit import Commit
 from tiling.pipeline import Job, Step
@@ -68,15 +70,10 @@ def draw_heatmap(
         There are no scores by that model.
     RecipeError
         They are by another model of that name, or of tiles that have been replaced since; or what is there
-        was drawn with other settings.
+        was drawn with other settings, and the store does not overwrite. Formats add up: see `settle`.
     """
-    commit = scores_by(store, model, weights_sha256)
-    recipe = {
-        "step": "heatmap",
-        "settings": settings.as_json(),
-        "qupath": qupath.as_json(),
-        "inputs": store.inputs(f"scores/{model}", "tissue"),
-    }
+    commit, item = scores_by(store, model, weights_sha256), f"heatmaps/{model}"
+    inputs = store.inputs(f"scores/{model}", "tissue")
     for name in ("slide", "resolution"):
         if store.require("tissue").recipe[name] != store.tiles.recipe[name]:
             raise RecipeError(
@@ -84,79 +81,87 @@ def draw_heatmap(
                 path=store.output.root,
                 action="Run 'microtome tile' again with --overwrite",
             )
-    draft = store.begin(f"heatmaps/{model}", recipe)
+    settings = settle(store, item, settings, heatmap_recipe(settings, qupath, inputs=inputs))
+    replacing = TileStore(store.output, store.slide_id, overwrite=True)  # what may be there, is settled
+    draft = replacing.begin(item, heatmap_recipe(settings, qupath, inputs=inputs))
     if draft is None:
-        return store.require(f"heatmaps/{model}")
+        return store.require(item)
     numbers = read_numbers(store, model)
-    heatmap = Frame.of(store).paint(store.origins, numbers.channels(), overlap=settings.overlap)
-    regions = _draw_channels(
-        draft.folder, store, numbers, heatmap, settings, qupath.regions, of_tiles=judges_tiles(commit)
-    )
+    drawing = _Drawing(draft.folder, store, numbers, settings, judges_tiles(commit))
     write_for_qupath(
         draft.folder,
         store,
-        regions,
+        drawing.draw(qupath.regions),
         classes=numbers.classes,
         scores=numbers.scores,
         measurements=numbers.measurements(),
         options=qupath,
     )
-    return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
+    return draft.publish({"channels": list(numbers.channels()), "versions": versions()})
 
 
-def _draw_channels(
-    folder: Path,
-    store: TileStore,
-    numbers: TileNumbers,
-    heatmap: Heatmap,
-    settings: DrawSettings,
-    rules: RegionRules,
-    *,
-    of_tiles: bool,
-) -> list[Annotation]:
-    """Draw channel by channel, each painted once for all files; returns the regions of the classes."""
-    regions, thumbnail, ranked = [], read_thumbnail(store), settings.scale is Scale.RANK
-    with ExitStack() as stack:
-        takers: list[Callable[[Levels], None]] = []
-        if Format.OME_TIFF in settings.formats:
-            takers.append(stack.enter_context(scores_file(folder / SCORES, heatmap)))
-        if Format.OME_ZARR in settings.formats:
-            group = ngff_folder(folder / ZARR, heatmap, version=settings.ngff)
-            takers.append(stack.enter_context(group))
-        for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
-            only = heatmap.only(channel)
-            levels = make_levels(only.channel(channel)) if takers else ()
-            for take in takers:
-                take(levels)
-            if channel in numbers.classes:
-                regions += find_regions(only, channel, store, rules=rules)
-            if ranked:
-                column = {channel: ranks(numbers.channels()[channel])}
-                only, levels = Frame.of(store).paint(store.origins, column, overlap=settings.overlap), ()
-            title = legend_title(channel, of_tiles=of_tiles, ranked=ranked)
-            _draw_colours(folder, name, only.only(channel), levels, settings, thumbnail, title)
-    return regions
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """The files of channels, each painted once for all of its files."""
 
+    folder: Path
+    store: TileStore
+    numbers: TileNumbers
+    settings: DrawSettings
+    of_tiles: bool
 
-def _draw_colours(
-    folder: Path,
-    name: str,
-    heatmap: Heatmap,
-    levels: Levels,
-    settings: DrawSettings,
-    thumbnail: tuple[NDArray[np.uint8], tuple[float, float]],
-    title: str,
-) -> None:
-    """The coloured files of the one channel that this heatmap has; `name` is in theirs."""
-    (channel,), (picture, scale) = heatmap.channels, thumbnail
-    if Format.OME_TIFF in settings.formats:
-        meaning = RANKED if settings.scale is Scale.RANK else ""
-        path = folder / f"heatmap-{name}.ome.tif"
-        write_colours(path, heatmap, channel, meaning=meaning, levels=levels or None)
-    if Format.PNG in settings.formats:
-        write_file(folder / f"heatmap-{name}.png", encode_png(draw_picture(heatmap, channel, title=title)))
-    overlay = draw_overlay(picture, heatmap, channel, thumbnail_scale=scale[0], title=title)
-    write_file(folder / f"overlay-{name}.png", encode_png(overlay))
+    def draw(self, rules: RegionRules) -> list[Annotation]:
+        """Draw channel by channel; returns the regions of the classes."""
+        columns, regions = self.numbers.channels(), []
+        heatmap = shown = self._paint(columns)
+        if self.settings.scale is Scale.RANK:
+            shown = self._paint({name: ranks(column) for name, column in columns.items()})
+        thumbnail = read_thumbnail(self.store)
+        with ExitStack() as stack:
+            takers = [stack.enter_context(file) for file in self._files(heatmap)]
+            for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
+                only = heatmap.only(channel)
+                levels = make_levels(only.channel(channel)) if takers else None
+                for take in takers:
+                    take(levels or ())
+                if channel in self.numbers.classes:
+                    regions += find_regions(only, channel, self.store, rules=rules)
+                if shown is heatmap:
+                    self._draw_colours(name, only, levels, thumbnail)
+                else:
+                    self._draw_colours(name, shown.only(channel), None, thumbnail)
+        return regions
+
+    def _paint(self, columns: Mapping[str, NDArray[np.float32]]) -> Heatmap:
+        return Frame.of(self.store).paint(self.store.origins, columns, overlap=self.settings.overlap)
+
+    def _files(self, heatmap: Heatmap) -> Iterator[AbstractContextManager[Callable[[Levels], None]]]:
+        """The files of all channels."""
+        if Format.OME_TIFF in self.settings.formats:
+            yield scores_file(self.folder / SCORES, heatmap)
+        if Format.OME_ZARR in self.settings.formats:
+            yield ngff_folder(self.folder / ZARR, heatmap, version=self.settings.ngff)
+
+    def _draw_colours(
+        self,
+        name: str,
+        heatmap: Heatmap,
+        levels: Levels | None,
+        thumbnail: tuple[NDArray[np.uint8], tuple[float, float]],
+    ) -> None:
+        """The coloured files of the one channel that this heatmap has; `name` is in theirs."""
+        (channel,), (picture, scale) = heatmap.channels, thumbnail
+        ranked = self.settings.scale is Scale.RANK
+        title = legend_title(channel, of_tiles=self.of_tiles, ranked=ranked)
+        if Format.OME_TIFF in self.settings.formats:
+            path = self.folder / f"heatmap-{name}.ome.tif"
+            write_colours(path, heatmap, channel, meaning=RANKED if ranked else "", levels=levels)
+        if Format.PNG in self.settings.formats:
+            plain = draw_picture(heatmap, channel, title=title)
+            write_file(self.folder / f"heatmap-{name}.png", encode_png(plain))
+            del plain  # as large as the heatmap itself
+        overlay = draw_overlay(picture, heatmap, channel, thumbnail_scale=scale[0], title=title)
+        write_file(self.folder / f"overlay-{name}.png", encode_png(overlay))
 
 
 def file_names(channels: Sequence[str]) -> list[str]:

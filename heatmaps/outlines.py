@@ -60,8 +60,10 @@ class RegionRules:
     """Which areas are regions."""
 
     threshold: float = 0.5
-    """Scores above it. At a half the class is likelier than all others together: regions of different classes
-    overlap by no more than the simplification. It is no operating point, which is for a study to choose."""
+    """Scores above it. At a half, of a mean over overlapping tiles, the class is likelier than all others
+    together: regions of different classes overlap by no more than the simplification. Of a maximum that does
+    not hold: where tiles disagree, several classes are above a half. It is no operating point, which is for a
+    study to choose."""
     simplify_um: float = 10.0
     """Microns that an outline may be moved."""
     least_area_um2: float = 10_000.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:tile")
 _THINNEST = 0.02
 """Pixels; a thinner tile could vanish on the 0.01 px grid that QuPath snaps coordinates to."""
 _CHUNK = 4096
+"""Tiles that are put together at once."""
+_SPELLED = 16 * _CHUNK
+"""Tiles whose coordinates are spelled at once."""
 _GZIP_LEVEL = 1
 """Level 6 would make the file a fifth smaller, in twice the time."""
 
@@ -150,11 +153,16 @@ def _in_parts(
     head: bytes,
 ) -> Iterator[bytes]:
     """The file in parts: features in the order of the tiles, each a line."""
+    sides: list[_Side] = []
     for first in range(0, len(boxes), _CHUNK):
         part = slice(first, first + _CHUNK)
+        if first % _SPELLED == 0:
+            some_boxes = boxes[first : first + _SPELLED]
+            sides = [_spell(some_boxes[:, axis], shift=shift[axis % 2]) for axis in range(4)]
+        here = slice(first % _SPELLED, first % _SPELLED + _CHUNK)
         some = {name: column[part] for name, column in numbers.items()}
         index = None if classes is None else classes.index[part]
-        lines = _features(boxes[part], some, classes, index, slide_id=slide_id, shift=shift)
+        lines = _features([side.part(here) for side in sides], some, classes, index, slide_id=slide_id)
         last = first + _CHUNK >= len(boxes)
         yield head + (lines[:-2] + b"\n]}\n" if last else lines)
         head = b""
@@ -163,13 +171,12 @@ def _in_parts(
 
 
 def _features(
-    boxes: NDArray[np.float64],
+    sides: Sequence[_Side],
     numbers: Mapping[str, NDArray[np.float32]],
     classes: TileClasses | None,
     index: NDArray[np.integer[Any]] | None,
     *,
     slide_id: str,
-    shift: tuple[float, float],
 ) -> bytes:
     """Features as JSON, each a line with a comma behind it.
 
@@ -178,15 +185,16 @@ def _features(
     kinds = [b'"objectType":"tile"'] * (1 if classes is None else len(classes.names) + 1)
     for place, one in enumerate(classes.classifications() if classes is not None else []):
         kinds[place] += b',"classification":' + as_json(one)  # the last, at -1, is that of no class
-    index = np.zeros(len(boxes), np.intp) if index is None else index % len(kinds)
-    left, top, right, bottom = (_coordinates(side) for side in np.round(boxes - (*shift, *shift), 2).T)
+    count = len(sides[0].index)
+    index = np.zeros(count, np.intp) if index is None else index % len(kinds)
+    left, top, right, bottom = (words(side.shown, side.index) for side in sides)
     # The closed outline of each box, in the order that RFC 7946 asks of an outer ring.
-    columns: list[Column | bytes] = [b'{"type":"Feature","id":"', *_tile_ids(slide_id, boxes)]
+    columns: list[Column | bytes] = [b'{"type":"Feature","id":"', *_tile_ids(slide_id, sides)]
     columns.append(b'","geometry":{"type":"Polygon","coordinates":[[[')
     for x, y in ((left, top), (right, top), (right, bottom), (left, bottom)):
         columns += [x, b",", y, b"],["]
     columns += [left, b",", top, b']]]},"properties":{', words(kinds, index), b',"measurements":{']
-    return set_lines([*columns, *_members(numbers), b"}}},\n"], len(boxes))
+    return set_lines([*columns, *_members(numbers), b"}}},\n"], count)
 
 
 def _boxes(origins: ArrayLike, tile: tuple[float, float], slide_size: tuple[int, int]) -> NDArray[np.float64]:
@@ -232,34 +240,45 @@ def _members(numbers: Mapping[str, NDArray[np.float32]]) -> Iterator[Column | by
         before = before | finite
 
 
-def _coordinates(side: NDArray[np.float64]) -> Column:
-    """Numbers of two decimals at most; of a grid of tiles many are alike."""
+@dataclass(frozen=True, eq=False, slots=True)
+class _Side:
+    """Where a side of each box is; of a grid of tiles many are alike, and each is spelled once."""
+
+    exact: list[bytes]
+    """As `repr` spells the coordinate."""
+    shown: list[bytes]
+    """As QuPath is told it."""
+    index: NDArray[np.intp]
+    """(n,) which of them."""
+
+    def part(self, rows: slice) -> _Side:
+        """Of some boxes."""
+        return _Side(self.exact, self.shown, self.index[rows])
+
+
+def _spell(side: NDArray[np.float64], *, shift: float) -> _Side:
     different, index = np.unique(side, return_inverse=True)
-    return words([b"%r" % plain(number) for number in different.tolist()], index)
+    shown = np.round(different - shift, 2).tolist()
+    exact = [b"%r" % number for number in different.tolist()]
+    return _Side(exact, [b"%r" % plain(number) for number in shown], index)
 
 
-def _tile_ids(slide_id: str, boxes: NDArray[np.float64]) -> Iterator[Column | bytes]:
+def _tile_ids(slide_id: str, sides: Sequence[_Side]) -> Iterator[Column | bytes]:
     """UUIDs (version 5, RFC 9562) that follow from the slide and the footprint.
 
     What is hashed is JSON, which keeps any slide name apart from the numbers.
     """
     start = hashlib.sha1(_NAMESPACE.bytes + json.dumps([slide_id])[:-1].encode(), usedforsecurity=False)
     digests = []
-    for box in zip(*(_spelled(side) for side in boxes.T), strict=True):
+    spelled = ([side.exact[place] for place in side.index.tolist()] for side in sides)
+    for box in zip(*spelled, strict=True):
         digest = start.copy()
         digest.update(b", %b, %b, %b, %b]" % box)
         digests.append(digest.digest())
-    data = np.frombuffer(b"".join(digests), np.uint8).reshape(len(boxes), -1)[:, :16].copy()
+    data = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)[:, :16].copy()
     data[:, 6] = data[:, 6] & 0x0F | 0x50
     data[:, 8] = data[:, 8] & 0x3F | 0x80
     digits = hexadecimal(data)
     for first, last in ((0, 8), (8, 12), (12, 16), (16, 20)):
         yield from (digits[:, first:last], b"-")
     yield digits[:, 20:]
-
-
-def _spelled(side: NDArray[np.float64]) -> list[bytes]:
-    """Each as `repr` spells it."""
-    different, index = np.unique(side, return_inverse=True)
-    spelled = [b"%r" % number for number in different.tolist()]
-    return [spelled[place] for place in index.tolist()]
