@@ -7,8 +7,10 @@ starts from a store takes it for one of theirs.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mil.checkpoint import describe, save_model
 from mil.features import FeatureRecipe
@@ -22,14 +24,16 @@ from tiling.survey import THUMBNAIL
 from wsi.durable import write_file
 from wsi.picture import encode_png
 
+Array = NDArray[Any]
+
 CLASSES = ("normal", "tumour")
 MODEL = "model"
 TILE, STRIDE = 200, 100
 """Level-0 pixels: every place lies under four tiles."""
 
 
-def make_scored_slide(folder: Path, *, side: int, slide_px: int | None = None) -> tuple[Path, Path]:
-    """Make an output of one slide with ``side * side`` tiles that overlap, and the model that scored them.
+def make_scored_slide(folder: Path, *, columns: int, rows: int) -> tuple[Path, Path]:
+    """Make an output of one slide with ``columns * rows`` tiles that overlap, and the model that scored them.
 
     Scores are smooth blobs with noise on them, uncertainty and quality are noise: hard to compress.
 
@@ -37,21 +41,19 @@ def make_scored_slide(folder: Path, *, side: int, slide_px: int | None = None) -
     ----------
     folder
         Where both go.
-    side
-        Tiles along each side.
-    slide_px
-        Level-0 pixels along each side of the slide; as many as the tiles need by default.
+    columns, rows
+        Tiles across the slide, and down.
 
     Returns
     -------
     The output folder and the model's.
     """
-    steps = np.arange(side, dtype=np.int32) * STRIDE
-    origins = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    across, down = (np.arange(count, dtype=np.int32) * STRIDE for count in (columns, rows))
+    origins = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
     output, model = Output(folder / "results"), folder / MODEL
     weights = _make_model(model)
     store = TileStore(output, "slide")
-    size = slide_px or (side - 1) * STRIDE + TILE
+    size = columns * STRIDE + TILE - STRIDE, rows * STRIDE + TILE - STRIDE
     source = {
         "slide": {"sample_sha256": "0" * 64, "size": 1},
         "resolution": {"x": 0.25, "y": 0.25, "source": "made up"},
@@ -80,17 +82,16 @@ def _make_model(folder: Path) -> str:
     return card.weights_sha256
 
 
-def _make_tissue(store: TileStore, source: dict[str, object], size: int) -> None:
-    side = 1000
+def _make_tissue(store: TileStore, source: dict[str, Any], size: tuple[int, int]) -> None:
+    scale = max(size) / 1000
+    shape = round(size[1] / scale), round(size[0] / scale), 3
     draft = store.begin("tissue", {"step": "tissue"} | source)
     assert draft is not None
-    write_file(draft.folder / THUMBNAIL, encode_png(np.full((side, side, 3), 230, np.uint8)))
-    draft.publish({"thumbnail_scale": [size / side, size / side], "tissue_mm2": 1.0})
+    write_file(draft.folder / THUMBNAIL, encode_png(np.full(shape, 230, np.uint8)))
+    draft.publish({"thumbnail_scale": [scale, scale], "tissue_mm2": 1.0})
 
 
-def _make_tiles(
-    store: TileStore, source: dict[str, object], size: int, origins: np.ndarray[tuple[int, int], np.dtype]
-) -> None:
+def _make_tiles(store: TileStore, source: dict[str, Any], size: tuple[int, int], origins: Array) -> None:
     spec = {"size_px": TILE, "mpp": 0.25, "overlap_px": TILE - STRIDE, "whole_only": False}
     recipe = {"step": "tiles", "spec": spec, "pixels": None, "tiles_per_shard": CutRecipe().shard_tiles}
     rng = np.random.default_rng(0)
@@ -101,7 +102,7 @@ def _make_tiles(
     }
     record = {
         "slide_name": "slide.svs",
-        "slide_size": [size, size],
+        "slide_size": list(size),
         "bounds_origin": [0, 0],
         "tile_level0": [float(TILE), float(TILE)],
         "stride_level0": [float(STRIDE), float(STRIDE)],
@@ -114,7 +115,7 @@ def _make_tiles(
     _publish(store, "tiles", recipe | source, arrays, record)
 
 
-def _make_scores(store: TileStore, weights: str, origins: np.ndarray[tuple[int, int], np.dtype]) -> None:
+def _make_scores(store: TileStore, weights: str, origins: Array) -> None:
     rng, count = np.random.default_rng(1), len(origins)
     blobs = 3 * np.sin(origins[:, 0] / 3000) * np.sin(origins[:, 1] / 2500)
     tumour = 1 / (1 + np.exp(rng.normal(0, 1, count) - blobs))
@@ -132,7 +133,7 @@ def _make_scores(store: TileStore, weights: str, origins: np.ndarray[tuple[int, 
 
 
 def _publish(
-    store: TileStore, item: str, recipe: dict[str, object], arrays: dict[str, np.ndarray], record: object
+    store: TileStore, item: str, recipe: dict[str, Any], arrays: dict[str, Array], record: dict[str, Any]
 ) -> None:
     draft = store.begin(item, recipe)
     assert draft is not None

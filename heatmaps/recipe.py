@@ -88,7 +88,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
             yield f"other {item} than are there now"
     before, after = _flat(old), _flat(new)
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name) and name != "settings formats":
+        new_format = name == "settings formats" or (name == "settings ngff" and name not in before)
+        if before.get(name) != after.get(name) and not new_format:
             yield f"{_NAMES.get(name, name)} {before.get(name)}, not {after.get(name)}"
 
 

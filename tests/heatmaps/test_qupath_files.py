@@ -207,7 +207,7 @@ def test_other_options_are_another_heatmap(made: TileStore) -> None:
     with made.output.lock():
         files = draw_heatmap(made, "m", qupath=QupathOptions(RULES)).files
         assert {"tiles.geojson", "regions.geojson", "open-in-qupath.groovy"} <= set(files)
-        with pytest.raises(RecipeError, match="made with"):
+        with pytest.raises(RecipeError, match="drawn with --qupath-origin bounds, not slide"):
             draw_heatmap(made, "m", qupath=QupathOptions(RULES, Origin.SLIDE))
 
 
