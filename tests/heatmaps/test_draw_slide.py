@@ -142,7 +142,7 @@ def test_formats_add_up_and_all_files_are_committed(store: TileStore) -> None:
     assert cv2.imread(str(folder / "heatmap-tumour.png")).shape[1] >= expected.shape[2]
     with store.output.lock():
         assert draw_heatmap(store, "formats") == more, "what is there already is not taken away"
-        with pytest.raises(RecipeError, match=r"was drawn with --ngff 0\.5, not 0\.4$"):
+        with pytest.raises(RecipeError, match=r"was drawn with --ngff 0\.5, not 0\.4\. Use"):
             draw_heatmap(store, "formats", settings=DrawSettings((Format.OME_ZARR,), Ngff.V04))
     alone = redrawn(store, "formats", DrawSettings((Format.OME_ZARR,), Ngff.V04))
     assert set(alone.files) & (of_tiff | of_png) == set()
