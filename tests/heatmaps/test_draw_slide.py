@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -18,57 +19,34 @@ from heatmaps.overlay import draw_overlay
 from heatmaps.qupath_files import QupathOptions
 from heatmaps.settings import AS_USUAL, DrawSettings, Format, Ngff, Overlap, Scale
 from tiling.commit import Commit
-from tiling.cut import cut_slide
-from tiling.grid import TileSpec
-from tiling.output import Output
-from tiling.recipe import CutRecipe
-from tiling.store import TileStore, make_array
-from tiling.survey import survey_slide
+from tiling.store import TileStore
 from wsi.annotations import Origin
 from wsi.errors import RecipeError
-from wsi.slide import Slide
-from wsi.synthetic import write_slide
-from wsi.tissue import HlsThresholds
 
 CLASSES = ("normal", "tumour")
+Scored = Callable[..., dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TileStore:
-    folder = tmp_path_factory.mktemp("drawn")
-    write_slide(folder / "one.svs", seed=7, lesion=True, size=(768, 512))
-    store = TileStore(Output(folder / "out"), "one")
-    recipe = CutRecipe(TileSpec(64, 1.0), stain=None, pixels=None)
-    with store.output.lock(), Slide(folder / "one.svs") as slide:
-        survey_slide(slide, store, HlsThresholds())
-        cut_slide(slide, store, recipe)
-    return store
+def store(cut: Callable[[int], TileStore]) -> TileStore:
+    return cut(64)
 
 
-def scored(
-    store: TileStore, name: str, *, with_uncertainty: bool = True, **model: Any
-) -> dict[str, np.ndarray]:
-    """Commit scores as `mil.predict` does; heatmaps know nothing of how they came about."""
-    rng = np.random.default_rng(len(name))
-    tumour = rng.random(len(store)).astype(np.float32)
-    arrays = {"scores": np.column_stack([1 - tumour, tumour]), "attention": tumour / tumour.sum()}
-    if with_uncertainty:
-        arrays |= {"uncertainty": rng.random(len(store)), "disagreement": rng.random(len(store))}
-    arrays = {key: values.astype(np.float32) for key, values in arrays.items()}
-    recipe = {
-        "step": "scores",
-        "inputs": store.inputs("tiles"),
-        "model": {"classes": list(CLASSES), "weights_sha256": "0"} | model,
-    }
-    with store.output.lock():
-        draft = store.begin(f"scores/{name}", recipe)
-        assert draft is not None
-        for key, values in arrays.items():
-            make_array(
-                draft, key, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
-            ).write_all(values)
-        draft.publish({})
-    return arrays
+@pytest.fixture(scope="module")
+def scored(commit_scores: Callable[..., None]) -> Callable[..., dict[str, np.ndarray]]:
+    """Commits made-up scores of a slide, and returns them."""
+
+    def score(store: TileStore, name: str, *, uncertain: bool = True, **model: Any) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(len(name))
+        tumour = rng.random(len(store)).astype(np.float32)
+        arrays = {"scores": np.column_stack([1 - tumour, tumour]), "attention": tumour / tumour.sum()}
+        if uncertain:
+            arrays |= {"uncertainty": rng.random(len(store)), "disagreement": rng.random(len(store))}
+        arrays = {key: values.astype(np.float32) for key, values in arrays.items()}
+        commit_scores(store, name, arrays, classes=list(CLASSES), **model)
+        return arrays
+
+    return score
 
 
 def drawn(store: TileStore, name: str) -> tuple[Commit, list[dict[str, float]]]:
@@ -81,7 +59,7 @@ def drawn(store: TileStore, name: str) -> tuple[Commit, list[dict[str, float]]]:
 
 @pytest.mark.parametrize("of_tiles", [False, True])
 def test_uncertainty_is_a_channel_and_a_measurement_and_a_model_of_tiles_has_no_attention(
-    store: TileStore, of_tiles: bool, monkeypatch: pytest.MonkeyPatch
+    store: TileStore, scored: Scored, of_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles = []
     monkeypatch.setattr(
@@ -108,8 +86,8 @@ def test_uncertainty_is_a_channel_and_a_measurement_and_a_model_of_tiles_has_no_
     assert painted.max() <= arrays["uncertainty"].max()
 
 
-def test_scores_of_before_there_was_an_uncertainty_are_drawn_without(store: TileStore) -> None:
-    scored(store, "old", with_uncertainty=False)
+def test_scores_of_before_there_was_an_uncertainty_go_without(store: TileStore, scored: Scored) -> None:
+    scored(store, "old", uncertain=False)
     commit, measured = drawn(store, "old")
     assert commit.record["channels"] == [*CLASSES, "attention rank"]
     assert not {"Uncertainty", "Disagreement"} & set(measured[0])
@@ -121,7 +99,7 @@ def redrawn(store: TileStore, name: str, settings: DrawSettings) -> Commit:
         return draw_heatmap(over, name, settings=settings)
 
 
-def test_formats_add_up_and_all_files_are_committed(store: TileStore) -> None:
+def test_formats_add_up_and_all_files_are_committed(store: TileStore, scored: Scored) -> None:
     scored(store, "formats")
     first, _ = drawn(store, "formats")
     folder = store.path("heatmaps/formats")
@@ -155,7 +133,7 @@ def test_formats_add_up_and_all_files_are_committed(store: TileStore) -> None:
 CHANNELS = (*CLASSES, "attention-rank", "uncertainty")
 
 
-def test_other_settings_do_not_mix_unless_they_are_to_replace_and_each_is_named(store: TileStore) -> None:
+def test_other_settings_do_not_mix_and_each_is_named(store: TileStore, scored: Scored) -> None:
     scored(store, "mixed")
     first, _ = drawn(store, "mixed")
     assert first.recipe["settings"] == AS_USUAL.as_json()
@@ -174,7 +152,7 @@ def test_other_settings_do_not_mix_unless_they_are_to_replace_and_each_is_named(
     assert redrawn(store, "mixed", AS_USUAL).files == first.files, "equal settings give equal bytes"
 
 
-def test_a_heatmap_of_an_earlier_version_is_called_one(store: TileStore) -> None:
+def test_a_heatmap_of_an_earlier_version_is_called_one(store: TileStore, scored: Scored) -> None:
     scored(store, "early")
     with store.output.lock():
         recipe = {"step": "heatmap", "inputs": store.inputs("scores/early", "tissue")}
@@ -187,7 +165,7 @@ def test_a_heatmap_of_an_earlier_version_is_called_one(store: TileStore) -> None
     assert "scores.ome.tif" in redrawn(store, "early", AS_USUAL).files
 
 
-def test_a_heatmap_of_scores_that_were_replaced_says_so(store: TileStore) -> None:
+def test_a_heatmap_of_scores_that_were_replaced_says_so(store: TileStore, scored: Scored) -> None:
     scored(store, "again")
     drawn(store, "again")
     over = TileStore(store.output, store.slide_id, overwrite=True)
@@ -199,7 +177,9 @@ def test_a_heatmap_of_scores_that_were_replaced_says_so(store: TileStore) -> Non
         draw_heatmap(store, "again")
 
 
-def test_ranks_are_colours_and_never_stored_scores(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_colours_and_never_stored_scores(
+    store: TileStore, scored: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
     titles = []
     monkeypatch.setattr(
         draw, "draw_overlay", lambda *a, **k: titles.append(k["title"]) or draw_overlay(*a, **k)
