@@ -38,6 +38,7 @@ from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
 
 if TYPE_CHECKING:
+    from mil.card import Named
     from mil.checkpoint import Model
     from tiling.batch import Batch
     from tiling.reporter import Reporter
@@ -284,10 +285,9 @@ def predict(arguments: Arguments) -> int:
 def heatmap(arguments: Arguments) -> int:
     """Draw scores as files that people open."""
     from heatmaps.draw import draw_step
-    from mil.checkpoint import load_model
+    from mil.card import read_name
 
-    settings, qupath = drawing(arguments), qupath_options(arguments)
-    model, _ = load_model(arguments.model)
+    settings, qupath, model = drawing(arguments), qupath_options(arguments), read_name(arguments.model)
     step = draw_step(model.name, weights_sha256=model.weights_sha256, settings=settings, qupath=qupath)
     return _batch(arguments, model).over_stores([step])
 
@@ -393,7 +393,7 @@ def _tell(
     reporter.result({"report": str(folder), "status": "done" if made else "already done", **more})
 
 
-def _batch(arguments: Arguments, model: Model | None = None) -> Batch:
+def _batch(arguments: Arguments, model: Model | Named | None = None) -> Batch:
     from tiling.batch import Batch
 
     known = (model.name, model.weights_sha256) if model else None
