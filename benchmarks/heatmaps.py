@@ -30,7 +30,6 @@ import tifffile
 from numpy.typing import NDArray
 
 from benchmarks.costs import ROOT, launched, peak_memory
-from benchmarks.scored_slide import make_scored_slide
 from heatmaps.colour import colour
 from heatmaps.levels import shrink
 from heatmaps.pyramid import write_colours, write_scores
@@ -214,6 +213,8 @@ FORMATS = {"as usual": ["ome-tiff"], "all formats": ["ome-tiff", "ome-zarr", "pn
 
 def whole_command(side: int) -> None:
     """From the start of the program to its end, hashing and syncing included."""
+    from benchmarks.scored_slide import make_scored_slide  # torch is in it, and no part of the other ways
+
     print(f"\n### The whole command\n\n{side * side:,} tiles that overlap, four channels\n")
     print("| formats | CPU-s | s | peak, MB | on disk, MB |\n|---|---|---|---|---|")
     for name, formats in FORMATS.items():

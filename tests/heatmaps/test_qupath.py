@@ -6,6 +6,7 @@ import gzip
 import json
 import tracemalloc
 import uuid
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatmaps.qupath import PACKED_FROM, TileClasses, tiles_name, write_tiles
+from wsi.annotations import read_annotations
 from wsi.errors import OutputError
 
 SLIDE = (3000, 2100)
@@ -235,6 +237,17 @@ def test_a_packed_file_holds_the_same_and_no_clock(tmp_path, monkeypatch):
     assert packed[4:8] == bytes(4)  # no time
     monkeypatch.setattr("time.time", lambda: 1e9)
     assert written(tmp_path / "another.geojson.gz") == packed
+
+
+def test_a_file_of_many_members_is_one_file(tmp_path):
+    cells = np.stack(np.meshgrid(np.arange(100), np.arange(90)), axis=-1).reshape(-1, 2) * 20
+    change = {"origins": cells, "tile": (20, 20), "slide_size": (2000, 1800), "measurements": {}}
+    packed, plain = (written(tmp_path / name, **change) for name in ("t.geojson.gz", "t.geojson"))
+    assert gzip.decompress(packed) == plain
+    first = zlib.decompressobj(wbits=31)
+    assert plain.startswith(first.decompress(packed))
+    assert first.unused_data[:2] == packed[:2], "more than one member"
+    assert len(read_annotations(tmp_path / "t.geojson.gz")) == len(cells) == len(accept(plain))
 
 
 def test_files_of_many_tiles_are_packed():
