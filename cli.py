@@ -39,6 +39,7 @@ from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
 
 if TYPE_CHECKING:
+    from mil.card import Named
     from mil.checkpoint import Model
     from tiling.batch import Batch
     from tiling.pipeline import Step
@@ -273,20 +274,20 @@ def adapt(arguments: Arguments) -> int:
 
 def predict(arguments: Arguments) -> int:
     """Score tiles and slides with a trained model; calibrated, and with what a person has to look at."""
-    from mil.checkpoint import load_model
+    from mil.card import read_name
     from mil.steps import predict_steps
 
-    model, _ = load_model(arguments.model)
+    model = read_name(arguments.model)
     return _crewed(arguments, model).over_stores(partial(predict_steps, arguments.model))
 
 
 def heatmap(arguments: Arguments) -> int:
     """Draw scores as files that people open."""
     from heatmaps.draw import draw_steps
-    from mil.checkpoint import load_model
+    from mil.card import read_name
 
     how = {"settings": drawing(arguments), "qupath": qupath_options(arguments)}
-    model, _ = load_model(arguments.model)
+    model = read_name(arguments.model)
     steps = partial(draw_steps, model.name, weights_sha256=model.weights_sha256, **how)
     return _crewed(arguments, model).over_stores(steps)
 
@@ -325,9 +326,9 @@ def import_(arguments: Arguments) -> int:
 
 def run(arguments: Arguments) -> int:
     """Slides to scores and heatmaps with a trained model, cut and encoded as its training slides were."""
-    from mil.checkpoint import load_model
+    from mil.card import read_name
 
-    model, _ = load_model(arguments.model)
+    model = read_name(arguments.model)
     return _crewed(arguments, model, wants_gpu=True).over_slides(partial(_run_steps, arguments))
 
 
@@ -384,14 +385,14 @@ def _tell(
     reporter.result({"report": str(folder), "status": "done" if made else "already done", **more})
 
 
-def _batch(arguments: Arguments, model: Model | None = None, **crew: Any) -> Batch:
+def _batch(arguments: Arguments, model: Model | Named | None = None, **crew: Any) -> Batch:
     from tiling.batch import Batch
 
     known = (model.name, model.weights_sha256) if model else None
     return Batch(arguments, _reporter(arguments), sys.argv[1:], known, **crew)
 
 
-def _crewed(arguments: Arguments, model: Model | None = None, *, wants_gpu: bool = False) -> Batch:
+def _crewed(arguments: Arguments, model: Named | None = None, *, wants_gpu: bool = False) -> Batch:
     """A batch that those do whom `add_crew` names."""
     pool = crew(arguments, wants_gpu=wants_gpu, say=_reporter(arguments).say)
     return _batch(arguments, model, pool=pool, threads=threads(arguments))

@@ -6,9 +6,10 @@
 every tile is added to an array of the slide's own pixels, another array counts, one is divided by the
 other. That does not fit for whole slides, so it gets a slide of 8,192 px. *Tile by tile* is the plain loop
 on the same grid of pixels as ours. *Scatter* adds all pixels of all tiles with `numpy.add.at`. What they give
-is compared with ours before anything is timed. Each way runs in a process of its own, which tells its time
-without its imports and the most memory that it ever held, with them; ways take turns and the quickest round
-counts.
+is compared with ours before anything is timed. Last, *the whole command* `microtome heatmap` draws a million
+tiles that overlap, of two classes, with attention and uncertainty: four channels, and 14 numbers a tile. Each
+way runs in a process of its own, which tells its time without its imports and the most memory that it ever
+held, with them (of the whole command all is told); ways take turns and the quickest round counts.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from benchmarks.costs import ROOT, peak_memory
+from benchmarks.costs import ROOT, launched, peak_memory
 from heatmaps.colour import colour
-from heatmaps.pyramid import shrink, write_colours, write_scores
+from heatmaps.levels import shrink
+from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.raster import Heatmap, paint
 
 Plane = NDArray[np.float32]
@@ -206,15 +208,40 @@ def check() -> None:
     np.testing.assert_allclose(shrink(full_resolution(task), plane.shape[::-1]), plane, rtol=1e-5)
 
 
+FORMATS = {"as usual": ["ome-tiff"], "all formats": ["ome-tiff", "ome-zarr", "png"]}
+
+
+def whole_command(side: int) -> None:
+    """From the start of the program to its end, hashing and syncing included."""
+    from benchmarks.scored_slide import make_scored_slide  # torch is in it, and no part of the other ways
+
+    print(f"\n### The whole command\n\n{side * side:,} tiles that overlap, four channels\n")
+    print("| formats | CPU-s | s | peak, MB | on disk, MB |\n|---|---|---|---|---|")
+    for name, formats in FORMATS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            out, model = make_scored_slide(Path(folder), columns=side, rows=side)
+            words = ["heatmap", str(out), "-m", str(model), "--quiet", "--format", *formats]
+            cost = launched([sys.executable, str(ROOT / "cli.py"), *words])
+            drawn = [path for path in (out / "slides").rglob("heatmaps/*/**/*") if path.is_file()]
+            size = sum(path.stat().st_size for path in drawn)
+        peak, size = cost.peak / 1e6, size / 1e6
+        print(f"| {name} | {cost.cpu:.1f} | {cost.wall:.1f} | {peak:,.0f} | {size:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="of each way; the quickest counts")
     parser.add_argument("--channels", type=int, default=12, help="of the file of scores")
     parser.add_argument("--edge", type=int, default=100_000, help="pixels along the large slide's sides")
+    parser.add_argument("--side", type=int, default=1000, help="tiles along each side, for the whole command")
+    parser.add_argument("--command", action="store_true", help="the whole command alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(json.loads(options.child))
+        return
+    if options.command:
+        whole_command(options.side)
         return
     check()
     small = Task(edge=8192, tile=256, stride=128)
@@ -230,6 +257,7 @@ def main() -> None:
     many = Task(edge=options.edge, tile=200, stride=100, channels=options.channels)
     named = ["all channels as float32"]
     table(f"{many.channels} channels to a file, {many.edge:,} px", many, named, file=True, rounds=1)
+    whole_command(options.side)
 
 
 if __name__ == "__main__":

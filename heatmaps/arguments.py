@@ -15,7 +15,8 @@ def add_drawing(parser: ArgumentParser) -> None:
         "--format",
         nargs="+",
         choices=[form.value for form in Format],
-        help="files beside the overlays and the tiles for QuPath, which are always made (default "
+        help="files beside the overlays and the tiles for QuPath, which are always made; they are added to "
+        "those that are there, and with --overwrite replace them (default "
         f"{' '.join(form.value for form in AS_USUAL.formats)})",
     )
     group.add_argument(

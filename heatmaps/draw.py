@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heatmaps.ngff import write_ngff
-from heatmaps.numbers import RANK, UNCERTAINTY, Frame, ranks, read_numbers
+import numpy as np
+from numpy.typing import NDArray
+
+from heatmaps.levels import Levels, make_levels
+from heatmaps.ngff import ngff_folder
+from heatmaps.numbers import RANK, UNCERTAINTY, Frame, TileNumbers, ranks, read_numbers
+from heatmaps.outlines import RegionRules
 from heatmaps.overlay import draw_overlay, draw_picture
-from heatmaps.pyramid import write_colours, write_scores
-from heatmaps.qupath_files import QupathOptions, write_for_qupath
+from heatmaps.pyramid import scores_file, write_colours
+from heatmaps.qupath_files import QupathOptions, find_regions, write_for_qupath
 from heatmaps.raster import Heatmap
+from heatmaps.recipe import heatmap_recipe, settle
 from heatmaps.settings import AS_USUAL, DrawSettings, Format, Scale
 from tiling.commit import Commit
 from tiling.pipeline import Job, Step
 from tiling.store import TileStore, judges_tiles, scores_by
 from tiling.survey import read_thumbnail
 from tiling.versions import versions
+from wsi.annotations import Annotation
 from wsi.durable import write_file
 from wsi.errors import RecipeError
 from wsi.picture import encode_png
@@ -62,15 +71,10 @@ def draw_heatmap(
         There are no scores by that model.
     RecipeError
         They are by another model of that name, or of tiles that have been replaced since; or what is there
-        was drawn with other settings.
+        was drawn with other settings, and the store does not overwrite. Formats add up: see `settle`.
     """
-    commit = scores_by(store, model, weights_sha256)
-    recipe = {
-        "step": "heatmap",
-        "settings": settings.as_json(),
-        "qupath": qupath.as_json(),
-        "inputs": store.inputs(f"scores/{model}", "tissue"),
-    }
+    commit, item = scores_by(store, model, weights_sha256), f"heatmaps/{model}"
+    inputs = store.inputs(f"scores/{model}", "tissue")
     for name in ("slide", "resolution"):
         if store.require("tissue").recipe[name] != store.tiles.recipe[name]:
             raise RecipeError(
@@ -78,48 +82,87 @@ def draw_heatmap(
                 path=store.output.root,
                 action="Run 'microtome tile' again with --overwrite",
             )
-    draft = store.begin(f"heatmaps/{model}", recipe)
+    settings = settle(store, item, settings, heatmap_recipe(settings, qupath, inputs=inputs))
+    replacing = TileStore(store.output, store.slide_id, overwrite=True)  # what may be there, is settled
+    draft = replacing.begin(item, heatmap_recipe(settings, qupath, inputs=inputs))
     if draft is None:
-        return store.require(f"heatmaps/{model}")
+        return store.require(item)
     numbers = read_numbers(store, model)
-    frame = Frame.of(store)
-    heatmap = frame.paint(store.origins, numbers.channels(), overlap=settings.overlap)
-    if Format.OME_TIFF in settings.formats:
-        write_scores(draft.folder / SCORES, heatmap)
-    if Format.OME_ZARR in settings.formats:
-        write_ngff(draft.folder / ZARR, heatmap, version=settings.ngff)
-    shown = heatmap
-    if settings.scale is Scale.RANK:
-        ranked = {name: ranks(column) for name, column in numbers.channels().items()}
-        shown = frame.paint(store.origins, ranked, overlap=settings.overlap)
-    _draw_colours(draft.folder, store, shown, settings, of_tiles=judges_tiles(commit))
+    drawing = _Drawing(draft.folder, store, numbers, settings, judges_tiles(commit))
     write_for_qupath(
         draft.folder,
         store,
-        heatmap,
+        drawing.draw(qupath.regions),
         classes=numbers.classes,
         scores=numbers.scores,
         measurements=numbers.measurements(),
         options=qupath,
     )
-    return draft.publish({"channels": list(heatmap.channels), "versions": versions()})
+    return draft.publish({"channels": list(numbers.channels()), "versions": versions()})
 
 
-def _draw_colours(
-    folder: Path, store: TileStore, heatmap: Heatmap, settings: DrawSettings, *, of_tiles: bool
-) -> None:
-    """The files of each channel, which is painted once for all of them."""
-    thumbnail, scale = read_thumbnail(store)
-    ranked = settings.scale is Scale.RANK
-    for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
-        plane, title = heatmap.only(channel), legend_title(channel, of_tiles=of_tiles, ranked=ranked)
-        if Format.OME_TIFF in settings.formats:
-            meaning = RANKED if ranked else ""
-            write_colours(folder / f"heatmap-{name}.ome.tif", plane, channel, meaning=meaning)
-        if Format.PNG in settings.formats:
-            write_file(folder / f"heatmap-{name}.png", encode_png(draw_picture(plane, channel, title=title)))
-        picture = draw_overlay(thumbnail, plane, channel, thumbnail_scale=scale[0], title=title)
-        write_file(folder / f"overlay-{name}.png", encode_png(picture))
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """The files of channels, each painted once for all of its files."""
+
+    folder: Path
+    store: TileStore
+    numbers: TileNumbers
+    settings: DrawSettings
+    of_tiles: bool
+
+    def draw(self, rules: RegionRules) -> list[Annotation]:
+        """Draw channel by channel; returns the regions of the classes."""
+        columns, regions = self.numbers.channels(), []
+        heatmap = shown = self._paint(columns)
+        if self.settings.scale is Scale.RANK:
+            shown = self._paint({name: ranks(column) for name, column in columns.items()})
+        thumbnail = read_thumbnail(self.store)
+        with ExitStack() as stack:
+            takers = [stack.enter_context(file) for file in self._files(heatmap)]
+            for channel, name in zip(heatmap.channels, file_names(heatmap.channels), strict=True):
+                only = heatmap.only(channel)
+                levels = make_levels(only.channel(channel)) if takers else None
+                for take in takers:
+                    take(levels or ())
+                if channel in self.numbers.classes:
+                    regions += find_regions(only, channel, self.store, rules=rules)
+                if shown is heatmap:
+                    self._draw_colours(name, only, levels, thumbnail)
+                else:
+                    self._draw_colours(name, shown.only(channel), None, thumbnail)
+        return regions
+
+    def _paint(self, columns: Mapping[str, NDArray[np.float32]]) -> Heatmap:
+        return Frame.of(self.store).paint(self.store.origins, columns, overlap=self.settings.overlap)
+
+    def _files(self, heatmap: Heatmap) -> Iterator[AbstractContextManager[Callable[[Levels], None]]]:
+        """The files of all channels."""
+        if Format.OME_TIFF in self.settings.formats:
+            yield scores_file(self.folder / SCORES, heatmap)
+        if Format.OME_ZARR in self.settings.formats:
+            yield ngff_folder(self.folder / ZARR, heatmap, version=self.settings.ngff)
+
+    def _draw_colours(
+        self,
+        name: str,
+        heatmap: Heatmap,
+        levels: Levels | None,
+        thumbnail: tuple[NDArray[np.uint8], tuple[float, float]],
+    ) -> None:
+        """The coloured files of the one channel that this heatmap has; `name` is in theirs."""
+        (channel,), (picture, scale) = heatmap.channels, thumbnail
+        ranked = self.settings.scale is Scale.RANK
+        title = legend_title(channel, of_tiles=self.of_tiles, ranked=ranked)
+        if Format.OME_TIFF in self.settings.formats:
+            path = self.folder / f"heatmap-{name}.ome.tif"
+            write_colours(path, heatmap, channel, meaning=RANKED if ranked else "", levels=levels)
+        if Format.PNG in self.settings.formats:
+            plain = draw_picture(heatmap, channel, title=title)
+            write_file(self.folder / f"heatmap-{name}.png", encode_png(plain))
+            del plain  # as large as the heatmap itself
+        overlay = draw_overlay(picture, heatmap, channel, thumbnail_scale=scale[0], title=title)
+        write_file(self.folder / f"overlay-{name}.png", encode_png(overlay))
 
 
 def file_names(channels: Sequence[str]) -> list[str]:

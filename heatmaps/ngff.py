@@ -12,7 +12,9 @@ by itself; others need a native library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from heatmaps.colour import check_range
-from heatmaps.pyramid import level_sizes, shrink
+from heatmaps.levels import Levels, level_sizes, make_levels
 from heatmaps.raster import Heatmap
 from heatmaps.settings import Ngff
 from wsi.durable import output_errors
@@ -56,6 +58,16 @@ def write_ngff(
     OutputError
         It cannot be written.
     """
+    with ngff_folder(folder, heatmap, version=version, vmin=vmin, vmax=vmax) as take:
+        for name in heatmap.channels:
+            take(make_levels(heatmap.channel(name)))
+
+
+@contextlib.contextmanager
+def ngff_folder(
+    folder: Path, heatmap: Heatmap, *, version: Ngff = Ngff.V05, vmin: float = 0.0, vmax: float = 1.0
+) -> Iterator[Callable[[Levels], None]]:
+    """The same for who has the levels: gives what takes those of each channel, in the heatmap's order."""
     check_range(vmin=vmin, vmax=vmax)
     rows, columns = heatmap.shape
     sizes = level_sizes(columns, rows)
@@ -83,10 +95,14 @@ def write_ngff(
             _make_level(group, str(level), (len(heatmap.channels), height, width), version)
             for level, (width, height) in enumerate(sizes)
         ]
-        for number, name in enumerate(heatmap.channels):
-            scores = heatmap.channel(name)
-            for array, size in zip(arrays, sizes, strict=True):
-                array[number] = shrink(scores, size)
+        taken = itertools.count()
+
+        def take(levels: Levels) -> None:
+            number = next(taken)
+            for array, plane in zip(arrays, levels, strict=True):
+                array[number] = plane
+
+        yield take
 
 
 def _make_level(group: zarr.Group, name: str, shape: tuple[int, int, int], version: Ngff) -> zarr.Array[Any]:

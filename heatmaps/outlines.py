@@ -34,6 +34,8 @@ Shape = Any
 
 _GRID = 0.01
 """Level-0 pixels."""
+_STRIP = 256
+"""Rows that are looked at together."""
 
 
 class Painted(Protocol):
@@ -60,8 +62,10 @@ class RegionRules:
     """Which areas are regions."""
 
     threshold: float = 0.5
-    """Scores above it. At a half the class is likelier than all others together: regions of different classes
-    overlap by no more than the simplification. It is no operating point, which is for a study to choose."""
+    """Scores above it. At a half, of a mean over overlapping tiles, the class is likelier than all others
+    together: regions of different classes overlap by no more than the simplification. Of a maximum that does
+    not hold: where tiles disagree, several classes are above a half. It is no operating point, which is for a
+    study to choose."""
     simplify_um: float = 10.0
     """Microns that an outline may be moved."""
     least_area_um2: float = 10_000.0
@@ -116,14 +120,19 @@ def outline(
     rules = rules or RegionRules()
     scores = heatmap.channel(channel)
     above = scores > rules.threshold  # of NaN it is false
-    count, parts = cv2.connectedComponents(above.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
-    pixels, known = np.bincount(parts[above], minlength=count), parts[above]
+    count, labels = cv2.connectedComponents(above.astype(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    parts = np.asarray(labels, np.int32)
+    known = parts[above]
+    pixels = np.bincount(known, minlength=count)
     totals = np.bincount(known, weights=scores[above].astype(np.float64), minlength=count)
+    del known
     pixel_um2 = heatmap.mpp**2
     large = pixels * pixel_um2 >= rules.least_area_um2
-    large[0] = False
+    large[0] = False  # what is not above
+    for first in range(0, len(parts), _STRIP):
+        above[first : first + _STRIP] = large.take(parts[first : first + _STRIP])
     found = []
-    for part, (shell, holes) in _by_part(rings(above & large[parts]), np.asarray(parts)).items():
+    for part, (shell, holes) in _by_part(rings(above), parts).items():
         kept = [hole for hole in holes if _enclosed(hole) * pixel_um2 >= rules.least_hole_um2]
         polygons = _simple(shell, kept, heatmap, slide_size, tolerance=rules.simplify_um / heatmap.mpp)
         if polygons:

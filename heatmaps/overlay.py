@@ -17,6 +17,9 @@ _LEAST_WIDTH = 320
 _LEAST_PICTURE = 800
 """Pixels along the long side of a plain picture, at least: those of small heatmaps are repeated."""
 
+_STRIP = 256
+"""Rows that are coloured at once: in between, a pixel takes more memory than in the picture."""
+
 _Image = NDArray[np.uint8]
 
 
@@ -95,9 +98,13 @@ def draw_picture(
         No such channel, or not `vmin` < `vmax`.
     """
     check_range(vmin=vmin, vmax=vmax)
-    times = -(-_LEAST_PICTURE // max(heatmap.shape))
-    picture = colour(heatmap.channel(channel), vmin=vmin, vmax=vmax).repeat(times, axis=0)
-    picture = picture.repeat(times, axis=1)
+    times, scores = -(-_LEAST_PICTURE // max(heatmap.shape)), heatmap.channel(channel)
+    picture = np.empty((scores.shape[0] * times, scores.shape[1] * times, 3), np.uint8)
+    for first in range(0, len(scores), _STRIP):
+        strip = colour(scores[first : first + _STRIP], vmin=vmin, vmax=vmax)
+        if times > 1:
+            strip = strip.repeat(times, axis=0).repeat(times, axis=1)
+        picture[first * times : first * times + len(strip)] = strip
     return _with_legend(picture, title or channel, vmin=vmin, vmax=vmax)
 
 
@@ -105,8 +112,10 @@ def _with_legend(picture: _Image, title: str, *, vmin: float, vmax: float) -> _I
     """A picture, white on its right if it is narrower than the legend needs, and the legend below."""
     height, width = picture.shape[:2]
     legend = _legend(title, vmin=vmin, vmax=vmax, width=max(width, _LEAST_WIDTH))
-    margin = np.full((height, legend.shape[1] - width, 3), WHITE, np.uint8)
-    return np.concatenate([np.concatenate([picture, margin], axis=1), legend])
+    if width < _LEAST_WIDTH:
+        margin = np.full((height, _LEAST_WIDTH - width, 3), WHITE, np.uint8)
+        picture = np.concatenate([picture, margin], axis=1)
+    return np.concatenate([picture, legend])
 
 
 def _sample(

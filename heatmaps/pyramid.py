@@ -10,29 +10,33 @@ Nothing in a file depends on the clock or on chance: equal heatmaps give equal b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import struct
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import cv2
 import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from heatmaps.colour import COLOUR_MAP, WHITE, check_range, colour
+from heatmaps.colour import COLOUR_MAP, WHITE, check_range, colour_with_alpha
+from heatmaps.levels import Levels, level_sizes, make_levels
 from heatmaps.raster import Heatmap
 from wsi.durable import replacing
 
 _TILE = 256
-_SMALLEST = 256
-"""Long side in pixels from which no further level is made, unless it is the second."""
+_LEVEL = 3
+"""Of deflate: 6 makes files a twentieth smaller and takes half as long again; by 1 floats double."""
+_THREADS = 2
+"""That encode tiles; their number changes no byte."""
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:heatmap")
 _OFFSETS, _COUNTS = 324, 325
 """Tags of a directory: where its tiles are, and how many bytes each has."""
@@ -60,14 +64,22 @@ def write_scores(path: Path, heatmap: Heatmap) -> None:
     OutputError
         The file cannot be written.
     """
+    with scores_file(path, heatmap) as take:
+        for name in heatmap.channels:
+            take(make_levels(heatmap.channel(name)))
+
+
+@contextlib.contextmanager
+def scores_file(path: Path, heatmap: Heatmap) -> Iterator[Callable[[Levels], None]]:
+    """The same for who has the levels: gives what takes those of each channel, in the heatmap's order."""
     kind = _Kind(
         lambda tile: _deflate(tile.astype("<f4", copy=False)),
         "CYX",
         {"photometric": "minisblack", "dtype": "<f4", "predictor": False},
         {"Name": "Microtome scores", "Channel": {"Name": list(heatmap.channels)}},
     )
-    with replacing(path) as temporary:
-        _write(temporary, heatmap, heatmap.channels, kind)
+    with replacing(path) as temporary, _writing(temporary, heatmap, len(heatmap.channels), kind) as take:
+        yield take
 
 
 def write_colours(
@@ -79,6 +91,7 @@ def write_colours(
     vmax: float = 1.0,
     background: tuple[int, int, int] = WHITE,
     meaning: str = "",
+    levels: Levels | None = None,
 ) -> None:
     """Write one channel in colours as RGBA, transparent where no tile lies.
 
@@ -94,6 +107,8 @@ def write_colours(
         The colour of what is transparent, for readers that know no transparency, such as QuPath.
     meaning
         What the numbers are where they are not the channel's own, for the image's name.
+    levels
+        The channel's, where the caller has them.
 
     Raises
     ------
@@ -102,12 +117,12 @@ def write_colours(
     OutputError
         The file cannot be written.
     """
-    scores = heatmap.only(channel)
     check_range(vmin=vmin, vmax=vmax)
+    if levels is None or channel not in heatmap.channels:
+        levels = make_levels(heatmap.channel(channel))
 
     def encode(tile: NDArray[np.float32]) -> bytes:
-        alpha = np.where(np.isnan(tile), 0, 255).astype(np.uint8)
-        pixels = np.dstack([colour(tile, vmin=vmin, vmax=vmax, gap=background), alpha])
+        pixels = colour_with_alpha(tile, vmin=vmin, vmax=vmax, gap=background)
         return _deflate(imagecodecs.delta_encode(pixels, axis=1))
 
     named = f"{channel}, {meaning}" if meaning else channel
@@ -118,41 +133,13 @@ def write_colours(
         {"Name": f"{named}, {vmin:g} to {vmax:g}, {COLOUR_MAP}", "Channel": {"Name": channel}},
     )
     with replacing(path) as temporary:
-        _write(temporary, scores, (channel,), kind)
+        with _writing(temporary, heatmap, 1, kind) as take:
+            take(levels)
         _chain(temporary)
 
 
-def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
-    """Return (width, height) of each level: at least two, halving until the long side is at most 256 px.
-
-    >>> level_sizes(1000, 300)
-    [(1000, 300), (500, 150), (250, 75)]
-    """
-    sizes = [(width, height)]
-    while len(sizes) < 2 or max(sizes[-1]) > _SMALLEST:
-        step = 2 ** len(sizes)
-        sizes.append((-(-width // step), -(-height // step)))
-    return sizes
-
-
-def shrink(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resample (rows, columns) scores to `size` (width, height) by the area mean of what is not NaN.
-
-    The result spans exactly what `scores` spans, also where the sizes do not divide: positions are right in
-    readers that take the ratio of sizes for the downsample.
-    """
-    if size == scores.shape[::-1]:
-        return scores
-    known = ~np.isnan(scores)
-    weight = cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    total = cv2.resize(np.where(known, scores, np.float32(0)), size, interpolation=cv2.INTER_AREA)
-    small = np.full(weight.shape, np.nan, np.float32)
-    np.divide(total, weight, out=small, where=weight > 0)
-    return small
-
-
 def _deflate(samples: NDArray[Any]) -> bytes:
-    return bytes(imagecodecs.deflate_encode(np.ascontiguousarray(samples).tobytes(), level=6))
+    return bytes(imagecodecs.deflate_encode(np.ascontiguousarray(samples).tobytes(), level=_LEVEL))
 
 
 @dataclass(slots=True)
@@ -166,6 +153,8 @@ class _Spool:
     """Where they wait."""
     kind: _Kind
     """How they are encoded."""
+    pool: Executor
+    """Who encodes them."""
     pages: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     """Bytes of each tile, by level and channel; 0 for one without any score."""
     starts: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -176,12 +165,15 @@ class _Spool:
     def take(self, page: tuple[int, int], plane: NDArray[np.float32]) -> None:
         """Encode a plane, row of tiles by row of tiles."""
         self.starts[page], sizes = self.stream.tell(), []
-        for tile in _cut(plane):
-            data = b"" if np.isnan(tile).all() else self.kind.encode(tile)
-            self.stream.write(data)
-            sizes.append(len(data))
-            self.digest.update(struct.pack("<Q", len(data)) + data)
+        for top in range(0, plane.shape[0], _TILE):
+            for data in self.pool.map(self._encode, _cut(plane[top : top + _TILE])):
+                self.stream.write(data)
+                sizes.append(len(data))
+                self.digest.update(struct.pack("<Q", len(data)) + data)
         self.pages[page] = sizes
+
+    def _encode(self, tile: NDArray[np.float32]) -> bytes:
+        return b"" if np.isnan(tile).all() else self.kind.encode(tile)
 
     def give(self, level: int, channels: int) -> Iterator[bytes]:
         """The tiles of a level, channel after channel; nothing for those without any score."""
@@ -191,26 +183,33 @@ class _Spool:
                 yield self.stream.read(size)
 
 
-def _cut(plane: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Whole tiles of a plane, NaN beyond its edge."""
-    for top in range(0, plane.shape[0], _TILE):
-        for left in range(0, plane.shape[1], _TILE):
-            part = plane[top : top + _TILE, left : left + _TILE]
+def _cut(row: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Whole tiles of a row of them, NaN beyond the plane's edge."""
+    for left in range(0, row.shape[1], _TILE):
+        part = row[:, left : left + _TILE]
+        if part.shape == (_TILE, _TILE):
+            yield part
+        else:
             missing = (0, _TILE - part.shape[0]), (0, _TILE - part.shape[1])
             yield np.pad(part, missing, constant_values=np.nan)
 
 
-def _write(path: Path, heatmap: Heatmap, channels: Sequence[str], kind: _Kind) -> None:
-    """Encode each channel with its levels; then write the base with its OME-XML, and the levels."""
+@contextlib.contextmanager
+def _writing(path: Path, heatmap: Heatmap, channels: int, kind: _Kind) -> Iterator[Callable[[Levels], None]]:
+    """Take each channel's levels; then write the base with its OME-XML, and the levels."""
     rows, columns = heatmap.shape
     sizes = level_sizes(columns, rows)
-    with tempfile.TemporaryFile(dir=path.parent) as stream:
-        spool = _Spool(stream, kind)
-        for number, name in enumerate(channels):
-            scores = heatmap.channel(name)
-            for level, size in enumerate(sizes):
-                spool.take((level, number), shrink(scores, size))
-        _write_directories(path, heatmap, sizes, len(channels), spool)
+    taken = itertools.count()
+    with tempfile.TemporaryFile(dir=path.parent) as stream, ThreadPoolExecutor(_THREADS) as pool:
+        spool = _Spool(stream, kind, pool)
+
+        def take(levels: Levels) -> None:
+            channel = next(taken)
+            for level, plane in enumerate(levels):
+                spool.take((level, channel), plane)
+
+        yield take
+        _write_directories(path, heatmap, sizes, channels, spool)
     _share_empty(path, kind.encode(np.full((_TILE, _TILE), np.nan, np.float32)))
 
 

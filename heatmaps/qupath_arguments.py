@@ -24,7 +24,8 @@ def add_region_rules(parser: ArgumentParser) -> None:
         "--region-threshold",
         metavar="SCORE",
         type=float,
-        help="regions of a class are where its score is above this (default 0.5: likelier than all others)",
+        help="regions of a class are where its score is above this (default 0.5: likelier than all others "
+        "together; with --overlap max, by one of the tiles there, so that classes may overlap)",
     )
     group.add_argument(
         "--region-area", metavar="UM2", type=float, help="smallest region and hole, in µm² (default 10000)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from heatmaps.groovy import Opening, write_script
 from heatmaps.outlines import Painted, RegionRules, as_annotations, outline
 from heatmaps.qupath import TileClasses, tiles_name, write_tiles
 from tiling.store import TileStore
-from wsi.annotations import Origin
+from wsi.annotations import Annotation, Origin
 from wsi.geojson import write_annotations
 
 REGIONS, SCRIPT = "regions.geojson", "open-in-qupath.groovy"
@@ -37,7 +37,7 @@ class QupathOptions:
 def write_for_qupath(
     folder: Path,
     store: TileStore,
-    heatmap: Painted,
+    regions: Sequence[Annotation],
     *,
     classes: tuple[str, ...],
     scores: NDArray[np.float32],
@@ -52,8 +52,8 @@ def write_for_qupath(
         Of the heatmap that is being made.
     store
         The slide and its tiles, whose tissue share and quality become measurements too.
-    heatmap
-        The same scores, painted: a channel for each class.
+    regions
+        Those of all classes; see `find_regions`.
     classes
         The model's, in its order.
     scores
@@ -80,10 +80,6 @@ def write_for_qupath(
         classes=of_tiles,
         **frame,
     )
-    regions = []
-    for one in classes:
-        found = outline(heatmap, one, slide_size=slide_size, rules=options.regions)
-        regions += as_annotations(found, one, rules=options.regions)
     write_annotations(folder / REGIONS, regions, colours=colours, **frame)
     opening = Opening(
         slide_size=slide_size,
@@ -96,6 +92,12 @@ def write_for_qupath(
         **frame,
     )
     write_script(folder / SCRIPT, opening)
+
+
+def find_regions(heatmap: Painted, name: str, store: TileStore, *, rules: RegionRules) -> list[Annotation]:
+    """The regions of a class, out of a heatmap of its scores."""
+    width, height = store.record["slide_size"]
+    return as_annotations(outline(heatmap, name, slide_size=(width, height), rules=rules), name, rules=rules)
 
 
 def tile_quality(store: TileStore) -> dict[str, NDArray[np.float32]]:

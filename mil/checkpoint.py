@@ -14,7 +14,6 @@ Models of the first version hold one head, in ``weights.safetensors``, and are r
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -28,17 +27,17 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_safetensors
 
+from mil.card import CARD_FILE, check_bytes, join_digests, not_a_model
 from mil.conformal import ConformalRule
 from mil.ensemble import Ensemble, as_ensemble
 from mil.features import FeatureRecipe
 from mil.gate import Gate
 from mil.heads import Head, Settings, build_head
 from mil.networks.weights import digest_state, load_strictly, read_state
-from tiling.commit import Commit, begin, canonical, find_damage, read_commit
+from tiling.commit import Commit, begin, canonical, read_commit
 from wsi.durable import write_file
 from wsi.errors import DamagedError, OutputError, RecipeError, UsageError
 
-CARD_FILE = "model.json"
 FORMAT = 2
 """Version of model.json."""
 _OLD_FORMAT, _OLD_WEIGHTS = 1, "weights.safetensors"
@@ -131,9 +130,7 @@ class Model:
     @property
     def weights_sha256(self) -> str:
         """Names the weights of all members; of one alone its own hash."""
-        if len(self.members) == 1:
-            return self.members[0]
-        return hashlib.sha256("\n".join(self.members).encode()).hexdigest()
+        return join_digests(self.members)
 
     def as_json(self) -> dict[str, Any]:
         """What model.json holds."""
@@ -309,11 +306,11 @@ def load_model(folder: Path) -> tuple[Model, Ensemble]:
     UsageError
         It is missing, damaged, of another version, or not a model; the file is named.
     """
-    commit = _check_bytes(folder)
+    commit = check_bytes(folder)
     model, names = _read_card(folder / CARD_FILE)
     for name in names:
         if name not in commit.files:
-            raise _not_a_model(folder, f"holds no {name}")
+            raise not_a_model(folder, f"holds no {name}")
     members = tuple(
         _load_member(model, folder / name, digest) for name, digest in zip(names, model.members, strict=True)
     )
@@ -336,30 +333,11 @@ def _load_member(model: Model, path: Path, digest: str) -> Head:
             raise _named(error, path.parent / CARD_FILE) from error
     load_strictly(head, state, path=path, what=f"{model.head} for {len(model.classes)} classes")
     if digest_state(state) != digest:
-        raise _not_a_model(path, f"does not hold the weights that {CARD_FILE} describes")
+        raise not_a_model(path, f"does not hold the weights that {CARD_FILE} describes")
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise _not_a_model(path, f"holds NaN or infinite numbers ({name}): every score would be none")
+            raise not_a_model(path, f"holds NaN or infinite numbers ({name}): every score would be none")
     return head.eval()
-
-
-def _check_bytes(folder: Path) -> Commit:
-    if not folder.exists():
-        raise UsageError(
-            "there is no such model", path=folder, action="Give the folder that 'microtome train' wrote"
-        )
-    if not folder.is_dir():
-        raise _not_a_model(folder, "is a file; a model is a folder")
-    try:
-        commit = read_commit(folder)
-        assert commit is not None  # the folder is there
-        for damage in find_damage(folder, commit, full=True):
-            raise _not_a_model(folder / damage.file, damage.reason)
-        if CARD_FILE not in commit.files:
-            raise _not_a_model(folder, f"holds no {CARD_FILE}")
-    except DamagedError as error:
-        raise _not_a_model(folder, error.reason) from error
-    return commit
 
 
 def _read_card(path: Path) -> tuple[Model, list[str]]:
@@ -369,7 +347,7 @@ def _read_card(path: Path) -> tuple[Model, list[str]]:
         if content["format"] == _OLD_FORMAT:
             content |= {"members": [content["weights_sha256"]]}
         elif content["format"] != FORMAT:
-            raise _not_a_model(
+            raise not_a_model(
                 path, f"has version {content['format']}; this program reads versions up to {FORMAT}"
             )
         calibration = content.get("calibration")
@@ -388,7 +366,7 @@ def _read_card(path: Path) -> tuple[Model, list[str]]:
     except UsageError as error:
         raise _named(error, path) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _not_a_model(path, f"is unreadable ({type(error).__name__}: {error})") from error
+        raise not_a_model(path, f"is unreadable ({type(error).__name__}: {error})") from error
     old = content["format"] == _OLD_FORMAT
     return model, [_OLD_WEIGHTS] if old else [weights_file(i) for i in range(len(model.members))]
 
@@ -396,9 +374,3 @@ def _read_card(path: Path) -> tuple[Model, list[str]]:
 def _named(error: UsageError, path: Path) -> UsageError:
     """The error, which names the card that is at fault."""
     return error if error.path else UsageError(error.reason, path=path, action=error.action)
-
-
-def _not_a_model(path: Path, reason: str) -> UsageError:
-    return UsageError(
-        reason, path=path, action="Copy the model again, or train it with this version of Microtome"
-    )

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def small_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Six little slides, and a model trained on some of them by the commands that a user types."""
     folder = tmp_path_factory.mktemp("study")
-    write_cohort(folder / "slides", count=6, seed=3, size=(768, 640))
+    write_cohort(folder / "slides", count=6, seed=3, size=(640, 512))
     slides, out, model = str(folder / "slides"), str(folder / "out"), str(folder / "model")
     encoder = ["--encoder", "timm:test_efficientnet"]
     state = untrained_encoder("timm:test_efficientnet", seed=0).module.state_dict()
@@ -45,7 +45,7 @@ def test_no_kill_changes_a_byte_or_shows_half_a_result(
     small_study: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     slides, model, weights = small_study
-    labelled, randomly = 12, 10
+    labelled, randomly = 12, 6
     words = [str(slides), str(model), str(weights), str(tmp_path), str(labelled), str(randomly), "7"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "crash_driver.py"), *words],
@@ -60,6 +60,6 @@ def test_no_kill_changes_a_byte_or_shows_half_a_result(
     result = json.loads(done.stdout)
     assert result["unequal"] == []
     assert result["unreadable"] == []
-    assert result["kills"] >= 14
+    assert result["kills"] >= 12
     assert {"part-written", "part-finished", "before-publish", "after-rename"} <= set(result["labels"])
     assert result["files"] > 40

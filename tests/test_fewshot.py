@@ -28,6 +28,8 @@ CLASSES = ("muscle", "fibrosis", "nerve", "granulation", "lymphoid", "tumour", "
 NOVEL, VALIDATION = ("glands", "lymphoid"), ("granulation", "tumour")
 FIRST, SECOND = "site0-p01-0", "site0-p03-0"
 """Slides that both novel classes are on."""
+AT_ONCE = ["--learner", "prototypes"]
+"""None is chosen by cross-validation: that is for the tests of what is chosen."""
 QUICK = ["--learners", "maml", "--iterations", "4", "--look-every", "2", "--tasks-per-step", "2"]
 TASKS = ["--ways", "2", "--shots", "1", "--queries", "1"]
 
@@ -209,13 +211,13 @@ def test_adapting_again_replaces_model_scores_and_heatmaps_and_nothing_stale_is_
 ) -> None:
     """The second time one slide is not marked; what the first model said of it goes too."""
     one, other = marks(desk, FIRST), marks(desk, SECOND)
-    adapt(desk, "--annotations", one, other)
+    adapt(desk, "--annotations", one, other, *AT_ONCE)
     old = weights_of_scores(desk)
     assert old.keys() == {FIRST, SECOND}
-    adapt(desk, "--annotations", one, code=2)
+    adapt(desk, "--annotations", one, *AT_ONCE, code=2)
     assert "made of other marks" in capsys.readouterr().err
     assert weights_of_scores(desk) == old
-    adapt(desk, "--annotations", one, "--overwrite")
+    adapt(desk, "--annotations", one, "--overwrite", *AT_ONCE)
     model, _ = load_model(desk / "out" / "models" / "adapted")
     assert weights_of_scores(desk) == dict.fromkeys(old, model.weights_sha256)
     assert model.weights_sha256 not in old.values()
@@ -227,7 +229,16 @@ def test_adapting_again_replaces_model_scores_and_heatmaps_and_nothing_stale_is_
 
 
 def test_every_slide_is_scored_if_asked_for(desk: Path) -> None:
-    words = ["adapt", "-o", desk / "out", "--model", desk / "meta", "--annotations", marks(desk, FIRST)]
+    words = [
+        "adapt",
+        "-o",
+        desk / "out",
+        "--model",
+        desk / "meta",
+        "--annotations",
+        marks(desk, FIRST),
+        *AT_ONCE,
+    ]
     for more, count in (([], 1), (["--every-slide"], 8)):
         _, _, slides = adapted(cli.build_parser().parse_args([str(word) for word in [*words, *more]]))
         assert len(slides) == count
@@ -259,7 +270,7 @@ def test_a_few_labelled_slides_score_all(desk: Path, capsys: pytest.CaptureFixtu
 
 def test_a_class_may_be_renamed_and_a_file_named_otherwise(desk: Path) -> None:
     path = marks(desk, FIRST, suffix="-export")
-    adapt(desk, "--annotations", path, "--slide", FIRST, "--rename", " glands = gland tissue ")
+    adapt(desk, "--annotations", path, "--slide", FIRST, "--rename", " glands = gland tissue ", *AT_ONCE)
     model, _ = load_model(desk / "out" / "models" / "adapted")
     assert model.classes == ("gland tissue", "lymphoid")
 
@@ -334,14 +345,14 @@ def test_two_runs_at_once_are_refused(finished: Path, capsys: pytest.CaptureFixt
 
 def test_a_damaged_model_is_set_aside_and_made_again(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = marks(desk, FIRST)
-    adapt(desk, "--annotations", path)
+    adapt(desk, "--annotations", path, *AT_ONCE)
     before = weights_of_scores(desk)
     weights = desk / "out" / "models" / "adapted" / "member-0.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
-    adapt(desk, "--annotations", path, code=2)
+    adapt(desk, "--annotations", path, *AT_ONCE, code=2)
     assert "damaged: member-0.safetensors has other bytes" in capsys.readouterr().err
     microtome("verify", desk / "out", "--full", "--set-aside", code=1)
-    adapt(desk, "--annotations", path)
+    adapt(desk, "--annotations", path, *AT_ONCE)
     assert weights_of_scores(desk) == before

@@ -90,7 +90,7 @@ import contextlib, io, json, sys
 from pathlib import Path
 import cli
 held = []
-for number in range(50):
+for number in range(30):
     with contextlib.redirect_stdout(io.StringIO()):
         out = f"{{sys.argv[2]}}/{{number}}"
         assert cli.main(["tile", sys.argv[1], "-o", out, "--mpp", "1", "--quiet"]) == 0
@@ -127,19 +127,19 @@ def test_tissue_that_covers_a_hundred_thousand_pixels_square_is_found_in_bounded
 
 
 def test_every_tile_of_a_covered_slide_is_looked_at_in_bounded_memory_by_many_threads(tmp_path: Path) -> None:
-    slide = write_huge_slide(tmp_path / "covered.svs", size=(100_000, 100_000), tissue_px=60_032)
-    # Pixels are decoded and judged, and not stored: that would be gigabytes.
+    slide = write_huge_slide(tmp_path / "covered.svs", size=(100_000, 100_000), tissue_px=45_056)
+    # Pixels are decoded and judged, and not stored: to keep them would take 1.4 GB.
     options = ["--no-pixels", "--workers", "0", "--threads", "8", "--mpp", "0.5"]
     cut = microtome("tile", slide, tmp_path / "out", *options)
-    assert cut.found["tiles"] > 13_000
+    assert cut.found["tiles"] > 7_000
     assert cut.peak < GIB
 
 
-def test_memory_is_flat_over_fifty_slides_in_one_process(tmp_path: Path) -> None:
+def test_memory_is_flat_over_thirty_slides_in_one_process(tmp_path: Path) -> None:
     slide = tmp_path / "one.svs"
     write_slide(slide, seed=1, lesion=True, size=(1024, 1024))
     held = run(MANY, slide, tmp_path / "out").found["held"]
-    assert max(held[25:]) - min(held[10:25]) < 24 * MIB
+    assert max(held[15:]) - min(held[6:15]) < 14 * MIB  # 0.6 MiB a slide would be found out
 
 
 def test_a_real_slide_is_cut_in_bounded_memory(data_dir: Path, tmp_path: Path) -> None:

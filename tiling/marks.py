@@ -9,6 +9,7 @@ Only annotations with a class count. QuPath's classes that end in ``*`` (``Ignor
 its own use, and other objects (tiles, cells, detections) are what a program found: a heatmap's tiles,
 exported with the annotations that correct it, would otherwise be taken for a user's word. So would a
 heatmap's regions: those count once their class, name or outline has been changed (`wsi.found`).
+A file that holds words on a model's results alone (`VERDICTS`) says nothing of tiles and marks none.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from wsi.polygons import Polygon, contains, interior_point
 
 _log = logging.getLogger(__name__)
 _NO_NAMES: Mapping[str, str] = MappingProxyType({})
+VERDICTS = ("Agree*", "Disagree*")
+"""Classes that the viewer gives to words on a result, of which nothing follows for the class of a tile."""
 _NAMED = 5
 """Of what is wrong so many are named in a message; the others are counted."""
 
@@ -49,7 +52,7 @@ class Marks:
     sha256: str
     """SHA-256 of the file as it lies on disk."""
     classes: tuple[str, ...]
-    """Names found, each with a tile at least; sorted."""
+    """Names found, each with a tile at least; sorted. None in a file of `VERDICTS` alone."""
     rows: NDArray[np.int64]
     """``(k,)``: numbers of the marked tiles, ascending."""
     labels: NDArray[np.int64]
@@ -133,7 +136,7 @@ def read_marks(
     Raises
     ------
     UsageError
-        The file cannot be read; no annotation in it has a class, or one cannot be called so; two classes look
+        The file cannot be read; nothing in it has a class, or one cannot be called so; two classes look
         like one; an annotation lies off the slide, or where there is no tile; a tile lies in annotations of
         two classes. What is wrong, where, and what to do about it, is in the message.
     """
@@ -195,6 +198,13 @@ def require_classes(marks: Sequence[Marks], *, least_tiles: int = 2) -> tuple[st
     where = (
         "" if only else f" in {_some([str(one.path) for one in marks])}" if marks else " (no file was given)"
     )
+    if marks and not counts:
+        raise UsageError(
+            f"no class is marked, results are only agreed or disagreed with{where}",
+            path=only,
+            action="Mark regions or tiles of two classes; what was said of slides as a whole is in "
+            "labels.csv in the folder of such files, for --labels",
+        )
     if len(counts) < 2:
         found = f"one class is marked, {next(iter(counts))!r}" if counts else "no class is marked"
         raise UsageError(
@@ -235,6 +245,9 @@ def _claims(every: Sequence[Annotation], path: Path, rename: Mapping[str, str]) 
         else:
             found.append(_Claim(index, name, annotation))
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+    if not found and left_out.keys() <= {f"of class {name}" for name in VERDICTS}:
+        _log.warning("%s: says nothing of tiles, and is passed over: %s", path, counts)
+        return []
     if not found:
         raise UsageError(
             f"holds no annotation with a class, only objects that say nothing: {counts}",

@@ -69,6 +69,20 @@ dark
     Share of the tile that is as dark and saturated as tissue lying double, ink left out, 0 to 1.
 """
 
+MEANING = {
+    "tissue": "share of the tile that is tissue",
+    "sharpness": "variance of the Laplacian at 1 µm per pixel; higher is sharper",
+    "blurred": "share of the tissue that is out of focus",
+    "pen_blue": "share under blue ink, or what has its colour",
+    "pen_green": "share under green ink",
+    "pen_red": "share under red ink",
+    "pen_black": "share under black ink, or black pigment",
+    "dark": "share as dark as folded tissue",
+}
+"""What a number of a tile says, for readers of pages: of each measure, and of the share of tissue."""
+NO_MEANING = "a measure of another version"
+"""Of a measure that is not among them."""
+
 FINE_MPP = 1.0
 """Microns per pixel at which sharpness is measured: nuclei are resolved, and every 10x scan reaches it."""
 _COARSER = 4

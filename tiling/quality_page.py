@@ -12,23 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling.quality import MEANING, NO_MEANING
+
 COLOURS = {"kept": (0, 158, 115), "damaged": (213, 94, 0), "sharpness": (230, 159, 0), "pen": (0, 114, 178)}
 """Of tiles on the map, RGB: the palette of M. Okabe and K. Ito, "Color Universal Design" (2008)."""
 OTHER_COLOUR = (204, 121, 167)
 """Of tiles that were dropped for any other reason."""
 _TINT = {"kept": 0.15}
 _STRONG_TINT = 0.75
-
-MEANING = {
-    "tissue": "share of the tile that is tissue",
-    "sharpness": "variance of the Laplacian at 1 µm per pixel; higher is sharper",
-    "blurred": "share of the tissue that is out of focus",
-    "pen_blue": "share under blue ink, or what has its colour",
-    "pen_green": "share under green ink",
-    "pen_red": "share under red ink",
-    "pen_black": "share under black ink, or black pigment",
-    "dark": "share as dark as folded tissue",
-}
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 1360px;
        margin: 1.5em auto; padding: 0 1em; }
@@ -172,7 +163,7 @@ def _percentiles(percentiles: Mapping[str, Mapping[str, float]]) -> str:
     lines = [f"<tr><th>percentile</th>{heads}<th>meaning</th></tr>"]
     for name, values in percentiles.items():
         cells = "".join(f"<td>{_number(values[column])}</td>" for column in columns)
-        meaning = escape(MEANING.get(name, ""))
+        meaning = escape(MEANING.get(name, NO_MEANING))
         lines.append(f'<tr><th>{escape(name)}</th>{cells}<td class="text">{meaning}</td></tr>')
     return '<table class="percentiles">\n' + "\n".join(lines) + "\n</table>"
 

@@ -13,7 +13,7 @@ import json
 import math
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +70,31 @@ def write_annotations(
         raise UsageError(
             f"two annotations would have the id {twice[0]}", path=path, action="Give each object once"
         )
-    head = head_of(slide_id, None if bounds_origin is None else origin)
-    lines = b",\n".join(map(as_json, features))
-    write_file(path, head + b"\n" + lines + b"\n]}\n")
+    write_file(path, as_collection(members_of(slide_id, None if bounds_origin is None else origin), features))
+
+
+def as_collection(members: Mapping[str, Any], features: Iterable[Mapping[str, Any]]) -> bytes:
+    """A FeatureCollection, one feature a line; `members` are what it holds beside them."""
+    return _opened(members) + b"\n" + b",\n".join(map(as_json, features)) + b"\n]}\n"
 
 
 def head_of(slide_id: str | None, bounds_origin: tuple[float, float] | None) -> bytes:
     """The beginning of a FeatureCollection, up to its first feature."""
-    head: dict[str, Any] = {"type": "FeatureCollection"}
+    return _opened(members_of(slide_id, bounds_origin))
+
+
+def members_of(slide_id: str | None, bounds_origin: tuple[float, float] | None) -> dict[str, Any]:
+    """What a file of ours holds beside its features."""
+    members: dict[str, Any] = {"type": "FeatureCollection"}
     if slide_id is not None:
-        head["slide"] = slide_id
+        members["slide"] = slide_id
     if bounds_origin is not None:
-        head["bounds_origin"] = [plain(number) for number in bounds_origin]
-    return as_json(head)[:-1] + b',"features":['
+        members["bounds_origin"] = [plain(number) for number in bounds_origin]
+    return members
+
+
+def _opened(members: Mapping[str, Any]) -> bytes:
+    return as_json({name: it for name, it in members.items() if name != "features"})[:-1] + b',"features":['
 
 
 def as_json(value: Any) -> bytes:

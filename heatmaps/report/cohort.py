@@ -130,6 +130,7 @@ def _row(report: Content) -> dict[str, Any]:
         "prediction": prediction,
         "confidence": confidence,
         "scores": dict(scores),
+        "feedback": report["feedback"],
         "decision": (decision["status"] if decision else REVIEW) if said else None,
         "reasons": list(decision["reasons"]) if decision else ["the model is not calibrated"] if said else [],
         "tiles": report["quality"]["tiles_kept"],
@@ -148,7 +149,16 @@ def _wrong(last: LastOutcome | None) -> dict[str, str]:
 def _other(slide_id: str, last: LastOutcome) -> dict[str, Any]:
     """One slide without."""
     nothing = dict.fromkeys(
-        ("prediction", "confidence", "decision", "tiles", "tiles_dropped", "tissue_mm2", "seconds")
+        (
+            "prediction",
+            "confidence",
+            "decision",
+            "feedback",
+            "tiles",
+            "tiles_dropped",
+            "tissue_mm2",
+            "seconds",
+        )
     )
     return {
         "slide": slide_id,
@@ -180,8 +190,15 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             sorted(Counter(row["prediction"] for row in rows if row["prediction"]).items())
         ),
         "by_decision": dict(sorted(Counter(row["decision"] for row in rows if row["decision"]).items())),
+        "by_feedback": _counts_of_feedback(rows),
         "with_warnings": sum(bool(row["warnings"]) for row in rows),
     }
+
+
+def _counts_of_feedback(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Of how many slides a person agreed or disagreed with what was shown of the slide as a whole."""
+    said = ({one["verdict"] for one in row["feedback"]["slide"]} for row in rows if row["feedback"])
+    return dict(sorted(Counter(f"{verdict}d" for verdicts in said for verdict in verdicts).items()))
 
 
 def _distributions(scored: Sequence[Content]) -> list[dict[str, Any]]:
@@ -205,21 +222,39 @@ def _software(reports: Sequence[Content]) -> list[dict[str, Any]]:
 
 
 def _time(reports: Sequence[Content]) -> dict[str, Any]:
-    """Seconds of each step over all slides."""
-    steps: dict[str, dict[str, Any]] = {}
-    for report in reports:
-        for step in report["time"]["steps"]:
-            total = steps.setdefault(step["step"], {"slides": 0, "seconds": 0.0, "activities": Counter()})
-            total["slides"] += 1
-            total["seconds"] += step["seconds"]
-            total["activities"].update(step["activities"])
-    told = [
-        {
-            "step": name,
-            "slides": total["slides"],
-            "seconds": round(total["seconds"], 3),
-            "activities": {n: round(s, 3) for n, s in sorted(total["activities"].items())},
-        }
-        for name, total in steps.items()
-    ]
-    return {"steps": told, "total_seconds": round(sum(step["seconds"] for step in told), 3)}
+    """Seconds of each step over all slides, and of what no step tells."""
+    each = [report["time"] for report in reports]
+    steps: dict[str, list[Mapping[str, Any]]] = {}
+    untold: dict[str, list[float]] = {}
+    for time in each:
+        for step in time["steps"]:
+            steps.setdefault(step["step"], []).append(step)
+        for run in time["untold_runs"]:
+            untold.setdefault(run["run"], []).append(run["seconds"])
+    items = Counter(item for time in each for item in time["untold_items"])
+    return {
+        "steps": [_step(name, those) for name, those in steps.items()],
+        "other_seconds": _sum(time["other_seconds"] for time in each),
+        "untold_runs": [
+            {"run": n, "slides": len(those), "seconds": _sum(those)} for n, those in untold.items()
+        ],
+        "untold_items": [{"item": name, "slides": count} for name, count in sorted(items.items())],
+        "total_seconds": _sum(time["total_seconds"] for time in each),
+    }
+
+
+def _step(name: str, those: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    activities: Counter[str] = Counter()
+    for step in those:
+        activities.update(step["activities"])
+    return {
+        "step": name,
+        "slides": len(those),
+        "seconds": _sum(step["seconds"] for step in those),
+        "activities": {n: round(s, 3) for n, s in sorted(activities.items())},
+        "unmeasured_seconds": _sum(step["unmeasured_seconds"] for step in those),
+    }
+
+
+def _sum(seconds: Iterable[float]) -> float:
+    return round(sum(seconds), 3)

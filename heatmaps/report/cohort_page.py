@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from heatmaps.report.feedback import in_words
 from heatmaps.report.html import (
     Markup,
     attribute,
@@ -24,6 +25,9 @@ from heatmaps.report.html import (
 from heatmaps.report.make import PAGE
 from heatmaps.report.run_parts import model_rows, seconds, time_parts
 
+MOST_COLUMNS = 4
+"""Classes whose scores are columns: more would not go on a sheet of A4, and none of them is then."""
+_NAME = ' class="name"'  # may be long, and is broken anywhere
 SORT = """
 'use strict';
 for (const table of document.querySelectorAll('table#slides')) {
@@ -71,7 +75,7 @@ def cohort_page(content: Mapping[str, Any], *, item: str) -> str:
         section("Warnings", *_warnings(content)),
         section("Model", facts(model_rows(model))) if model else "",
         section("Software", *_software(content)),
-        section("How the time was spent", *time_parts(content["time"])),
+        section("How the time was spent", *time_parts(content["time"], _untold(content["time"]))),
         _about(content),
     ]
     return page(title, title, body, script=SORT)
@@ -83,33 +87,46 @@ def _summary(content: Mapping[str, Any]) -> str:
     for name, words in (("by_status", "Status"), ("by_prediction", "Likeliest"), ("by_decision", "Decision")):
         if counts[name]:
             lines.append(paragraph(f"{words}: {', '.join(f'{n} {key}' for key, n in counts[name].items())}"))
+    if counts["by_feedback"]:
+        said = ", ".join(f"{n} {key}" for key, n in counts["by_feedback"].items())
+        lines.append(paragraph(f"A person said of slides: {said}"))
     lines.append(paragraph(f"{counts['with_warnings']} with warnings"))
     return f'<div class="summary">{"".join(lines)}</div>'
 
 
 def _slides(content: Mapping[str, Any], item: str) -> Iterator[str]:
     classes = content["model"]["classes"] if content["model"] else []
-    head = ("slide", "status", "likeliest", "confidence", "decision", *classes)
-    heads = "".join(f'<th scope="col">{text(name)}</th>' for name in (*head, "tiles", "warnings", "seconds"))
-    lines = [_line(row, classes, item) for row in content["slides"]]
+    more = ""
+    if len(classes) > MOST_COLUMNS:
+        more = f" Scores of the {len(classes)} classes are in the JSON beside this file."
+        classes = []
+    marked = any(row["feedback"] for row in content["slides"])
+    first = ["slide", "status", "likeliest", "confidence", "decision", *(["a person"] if marked else [])]
+    names = (*first, *classes, "tiles", "warnings", "seconds")
+    heads = "".join(
+        f'<th scope="col"{_NAME if name in {"likeliest", *classes} else ""}>{text(name)}</th>'
+        for name in names
+    )
+    lines = [_line(row, classes, item, marked=marked) for row in content["slides"]]
     words = "Failures and slides for review come first, the least sure ahead. Click a head to sort by it."
+    words += more
     yield (
-        f'<table id="slides">\n<caption>{words}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n'
-        + "\n".join(lines)
-        + "\n</tbody>\n</table>"
+        f'<div class="wide"><table id="slides">\n<caption>{words}</caption>\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table></div>"
     )
 
 
-def _line(row: Mapping[str, Any], classes: list[str], item: str) -> str:
+def _line(row: Mapping[str, Any], classes: list[str], item: str, *, marked: bool) -> str:
     name: str = text(row["slide"])
     if row["has_report"]:
         place = "/".join(quote(part, safe="") for part in ("slides", row["slide"], "reports", item, PAGE))
         name = f'<a href="../../{attribute(place)}">{name}</a>'
     cells = [
         _cell(row["status"]),
-        _cell(row["prediction"]),
+        _cell(row["prediction"], _NAME),
         _share(row["confidence"]),
         _cell(row["decision"]),
+        *([_cell(in_words(row["feedback"]), ' class="words"')] if marked else []),
         *(_share(row["scores"].get(one)) for one in classes),
         _cell(row["tiles"]),
         _cell(len(row["warnings"])),
@@ -118,8 +135,8 @@ def _line(row: Mapping[str, Any], classes: list[str], item: str) -> str:
     return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
-def _cell(value: object) -> str:
-    return f"<td>{'' if value is None else text(value)}</td>"
+def _cell(value: object, more: str = "") -> str:
+    return f"<td{more}>{'' if value is None else text(value)}</td>"
 
 
 def _share(value: float | None) -> str:
@@ -187,6 +204,10 @@ def _software(content: Mapping[str, Any]) -> Iterator[str]:
     rows = [(one["package"], one["version"], number(one["slides"])) for one in content["software"]]
     if rows:
         yield table(("package", "version", "slides"), rows, caption="What the results were made by")
+
+
+def _untold(time: Mapping[str, Any]) -> list[str]:
+    return [f"{one['item']} (of {counted(one['slides'], 'slide')})" for one in time["untold_items"]]
 
 
 def _about(content: Mapping[str, Any]) -> str:

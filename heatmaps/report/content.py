@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from heatmaps.report.chosen import Chosen
+from heatmaps.report.feedback import Said
 from heatmaps.report.pictures import MOST_CHANNELS, Channel, channels_of
 from heatmaps.report.privacy import safe_text
 from heatmaps.report.provenance import items_of, provenance
@@ -69,6 +70,7 @@ def slide_content(
     *,
     chosen: Chosen | None,
     time: Mapping[str, Any],
+    feedback: tuple[Said | None, list[str]],
     pictures: str | None,
 ) -> dict[str, Any]:
     """All that a slide's report says.
@@ -81,6 +83,8 @@ def slide_content(
         The model that was asked for.
     time
         See `heatmaps.report.spent.RunLogs.time_of`.
+    feedback
+        See `heatmaps.report.feedback.find_feedback`.
     pictures
         Why there are no pictures of tiles; None where there are.
     """
@@ -98,6 +102,7 @@ def slide_content(
         "shares": shares_of(scores) if scores else None,
         "calibration": calibration_of(scores) if scores else None,
         "decision": decision_of(scores) if scores else None,
+        "feedback": feedback[0],
         "heatmap": [channel.as_json() for channel in findings.channels],
         "tiles": choose_tiles(findings.tiles, findings.order) if findings.tiles else [],
         "tiles_not_pictured_because": pictures,
@@ -111,11 +116,18 @@ def slide_content(
             "histograms": summary["histograms"],
         },
         "run": provenance(findings.items),
-        "time": dict(time),
+        "time": {**time, "untold_items": _untold(findings, time)},
     }
     said = [store.slide_id, *findings.order]
-    content["warnings"] = [safe_text(text, allowed=said) for text in _warnings(findings, summary, content)]
+    warnings = [*_warnings(findings, summary, content), *feedback[1]]
+    content["warnings"] = [safe_text(text, allowed=said) for text in warnings]
     return content
+
+
+def _untold(findings: Findings, time: Mapping[str, Any]) -> list[str]:
+    """Items whose making no log tells the time of."""
+    told = {step["step"] for step in time["steps"]}
+    return [name for name in findings.items if name not in told]
 
 
 def _model(scores: Commit, chosen: Chosen) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from heatmaps.report.chosen import Chosen
 from heatmaps.report.content import Findings, find, slide_content
+from heatmaps.report.feedback import find_feedback
 from heatmaps.report.page import Pictures, slide_page
 from heatmaps.report.pictures import Overview, draw_channel, draw_overview, draw_tiles
 from heatmaps.report.shown import choose_tiles, rows_of
@@ -49,7 +50,7 @@ def report_slide(
 
     The recipe holds the digests of all that is reported: the report is stale when any of them is another now,
     and is then replaced only where the store overwrites. Where there merely is more to say than before, such
-    as scores, or new times in the logs, it is replaced without being asked.
+    as scores, new times in the logs or a person's marks, it is replaced without being asked.
 
     Parameters
     ----------
@@ -70,14 +71,16 @@ def report_slide(
         The slide's file is another than the one that was cut.
     """
     found, time = find(store, chosen), logs.time_of(store.slide_id)
+    feedback = find_feedback(store.output, store.slide_id, model=chosen.name if chosen else None)
     slide = None if store.has_pixels or open_slide is None else open_slide(store.slide_id)
     has_pictures = store.has_pixels or slide is not None
     recipe = {
         "step": "report",
         "form": FORM,
         "inputs": {name: commit.digest for name, commit in found.items.items()},
-        "trained_sha256": _digest(chosen.trained) if chosen and found.scores else None,
+        "trained_sha256": _digest(chosen.trained) if chosen and chosen.trained and found.scores else None,
         "times_sha256": _digest(time),
+        "feedback_sha256": _digest(feedback) if any(feedback) else None,
         "tiles_pictured": has_pictures,
     }
     item = report_item(chosen)
@@ -89,7 +92,9 @@ def report_slide(
         return store.require(item)
     overview = draw_overview(store)
     why = None if has_pictures else _NO_SLIDE
-    content = slide_content(store, found, overview.facts, chosen=chosen, time=time, pictures=why)
+    content = slide_content(
+        store, found, overview.facts, chosen=chosen, time=time, feedback=feedback, pictures=why
+    )
     pictures = _pictures(store, found, overview, _read_tiles(store, found, slide) if has_pictures else {})
     write_file(draft.folder / CONTENT, canonical(content))
     write_file(draft.folder / PAGE, slide_page(content, pictures).encode())
@@ -109,9 +114,11 @@ def _willing(store: TileStore, there: Commit | None, recipe: Mapping[str, Any]) 
 
 
 def _says_more(there: Commit, recipe: Mapping[str, Any]) -> bool:
-    """Whether the report that is there has pictures of tiles that cannot be had now, and else is the same."""
-    same = {name: there.recipe.get(name) for name in recipe} | {"times_sha256": recipe["times_sha256"]}
-    return same == {**recipe, "tiles_pictured": True} and not recipe["tiles_pictured"]
+    """Whether the one that is there has pictures or a card that cannot be had now, and else is the same."""
+    had = there.recipe
+    lost = {name for name in ("tiles_pictured", "trained_sha256") if had.get(name) and not recipe[name]}
+    kept = recipe.keys() - lost - {"times_sha256"}
+    return bool(lost) and all(had.get(name) == recipe[name] for name in kept)
 
 
 def _pictures(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from heatmaps.report.feedback import UNREADABLE, verdict_in_words
 from heatmaps.report.html import (
     MISSING,
     Markup,
@@ -23,7 +24,8 @@ from heatmaps.report.html import (
 )
 from heatmaps.report.pictures import as_data, colour_bar
 from heatmaps.report.run_parts import run_parts, time_parts
-from tiling.quality_page import COLOURS, MEANING, OTHER_COLOUR
+from tiling.quality import MEANING, NO_MEANING
+from tiling.quality_page import COLOURS, OTHER_COLOUR
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +50,13 @@ def slide_page(content: Mapping[str, Any], pictures: Pictures) -> str:
         *map(warning, content["warnings"]),
         section("Prediction", *_prediction(content)),
         section("Calibration and decision gate", *_gate(content)),
+        section("What a person said", *_feedback(content)),
         section("Slide", *_overview(content, pictures)),
         section("Heatmap", *_heatmap(content, pictures)),
         section("Tiles at both ends", *_tiles(content, pictures)),
         section("Quality", *_quality(content)),
         section("What was run", *run_parts(content)),
-        section("How the time was spent", *time_parts(content["time"])),
+        section("How the time was spent", *time_parts(content["time"], content["time"]["untold_items"])),
         _about(content),
     ]
     return page(f"Report of {slide}", Markup(f"Slide {text(slide)}"), body)
@@ -76,6 +79,10 @@ def _summary(content: Mapping[str, Any]) -> str:
     else:
         lines.append('<p class="big">No prediction</p>')
         lines.append(paragraph("No model has scored this slide. Run 'microtome predict', then this again."))
+    verdicts = content["feedback"]["slide"] if content["feedback"] else ()
+    lines += [
+        paragraph(Markup(f"A person <strong>{text(verdict_in_words(one))}</strong>")) for one in verdicts
+    ]
     kept, dropped = content["quality"]["tiles_kept"], sum(content["quality"]["tiles_dropped"].values())
     lines.append(paragraph(f"{kept} tiles, {dropped} dropped; {content['quality']['tissue_mm2']} mm² tissue"))
     return f'<div class="summary">{"".join(lines)}</div>'
@@ -150,6 +157,33 @@ def _gate(content: Mapping[str, Any]) -> Iterator[str]:
         )
     temperatures = ", ".join(f"{value:.4g}" for value in found["temperatures"])
     yield paragraph(f"Temperatures of the members: {temperatures}.", "small")
+
+
+def _feedback(content: Mapping[str, Any]) -> Iterator[str]:
+    said = content["feedback"]
+    if UNREADABLE in content["warnings"]:
+        yield warning(UNREADABLE)
+        return
+    if said is None:
+        yield paragraph("Nobody has marked anything on this slide in 'microtome view'.")
+        return
+    rows: list[tuple[object, object]] = [("slide", verdict_in_words(one)) for one in said["slide"]]
+    tiles = said["tiles"]
+    rows += [
+        (f"tiles where a person {word}", number(tiles[word]))
+        for word in ("agreed", "disagreed")
+        if tiles["agreed"] or tiles["disagreed"]
+    ]
+    rows += [(f"tiles that are {name}", number(count)) for name, count in tiles["disagreed_classes"].items()]
+    rows += [(f"regions of {name}", number(count)) for name, count in said["regions"].items()]
+    if said["on_other_models"]:
+        rows.append(("on results of other models", number(said["on_other_models"])))
+    yield facts(rows)
+    yield paragraph(
+        "Marks of 'microtome view', beside the result as it was shown when they were made. Nothing above "
+        "takes account of them.",
+        "small",
+    )
 
 
 def _overview(content: Mapping[str, Any], pictures: Pictures) -> Iterator[str]:
@@ -253,9 +287,9 @@ def _quality(content: Mapping[str, Any]) -> Iterator[str]:
     yield facts(rows)
     if quality["percentiles"]:
         names = list(next(iter(quality["percentiles"].values())))
-        head = ("measure", *(f"{name.removeprefix('p')} %" for name in names), "meaning")
+        head = ("measure", *(f"{name.removeprefix('p')}%" for name in names), "meaning")
         measures = [
-            (measure, *(number(values[name]) for name in names), MEANING.get(measure, ""))
+            (measure, *(number(values[name]) for name in names), MEANING.get(measure, NO_MEANING))
             for measure, values in quality["percentiles"].items()
         ]
         yield table(head, measures, caption="Percentiles over the tiles that were kept")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from heatmaps.report.html import Markup, facts, number, paragraph, share, table, text
@@ -12,6 +12,9 @@ ACTIVITIES = (
     "encode", "write",
 )  # fmt: skip
 """In the order in which they come; any other is listed behind them."""
+TOGETHER = "read and decode"
+"""Of libraries that do both in one call."""
+UNMEASURED, OTHER = "not measured", "other"
 
 
 def run_parts(content: Mapping[str, Any]) -> Iterator[str]:
@@ -84,30 +87,56 @@ def versions_table(items: list[Mapping[str, Any]]) -> str:
     return table(("package", "version", "used for"), rows, caption="Software") if rows else ""
 
 
-def time_parts(time: Mapping[str, Any]) -> Iterator[str]:
-    """Steps and their activities."""
-    if not time["steps"]:
-        yield paragraph("No log of the runs that made these results tells the time of their steps.")
-        return
+def time_parts(time: Mapping[str, Any], untold: Sequence[str]) -> Iterator[str]:
+    """Steps with their activities, and what no step tells, up to the whole; `untold` has no time at all."""
     named = {name for step in time["steps"] for name in step["activities"]}
     columns = [name for name in ACTIVITIES if name in named] + sorted(named - {*ACTIVITIES})
-    rows = [
-        (
-            step["step"],
-            seconds(step["seconds"]),
-            *(seconds(step["activities"][n]) if n in step["activities"] else "" for n in columns),
+    if time["steps"] or time["untold_runs"]:
+        head = ("step", "seconds", *columns, UNMEASURED)
+        words = "Seconds by the clock, as the logs of the runs have them, and of which activities"
+        yield table(head, _time_rows(time, columns), caption=words)
+        yield paragraph(_time_words(time, columns), "small")
+    else:
+        yield paragraph("No log of the runs that made these results tells the time of their steps.")
+    if untold and time["steps"]:
+        yield paragraph(f"No log tells how long these took: {', '.join(untold)}.", "small")
+
+
+def _time_rows(time: Mapping[str, Any], columns: Sequence[str]) -> Iterator[tuple[object, ...]]:
+    blank = [""] * len(columns)
+    for step in time["steps"]:
+        each = (seconds(step["activities"][n]) if n in step["activities"] else "" for n in columns)
+        yield step["step"], seconds(step["seconds"]), *each, seconds(step["unmeasured_seconds"])
+    if time["steps"]:
+        other = seconds(time["other_seconds"])
+        yield OTHER, other, *blank, other
+    for run in time["untold_runs"]:
+        yield (
+            f"'{run['run']}', whose log tells no steps",
+            seconds(run["seconds"]),
+            *blank,
+            seconds(run["seconds"]),
         )
-        for step in time["steps"]
-    ]
-    yield table(("step", "seconds", *columns), rows, caption="Seconds, as the logs of the runs have them")
-    total = seconds(time["total_seconds"])
-    yield paragraph(
-        Markup(
-            f"All steps: {total} s by the clock. Activities are seconds of all threads together, so those of "
-            "a step may add up to more than it took; what nobody timed is in none of them."
-        ),
-        "small",
-    )
+    yield "all of it", seconds(time["total_seconds"]), *blank, ""
+
+
+def _time_words(time: Mapping[str, Any], columns: Sequence[str]) -> str:
+    words = []
+    if time["steps"]:
+        words.append(
+            "Activities are seconds of all threads together: those of a step may add up to more than it "
+            f"took, and '{UNMEASURED}' is then the least it can be. '{OTHER.capitalize()}' is what these "
+            "runs took beside the steps: opening the slide, checking what was there, and steps that were "
+            "made again since."
+        )
+    if TOGETHER in columns:
+        words.append(
+            f"'{TOGETHER}' is one column: OpenSlide has one call for both, and no clock can part them."
+        )
+    whole = [step["step"] for step in time["steps"] if not step["activities"]]
+    if whole:
+        words.append(f"Nobody timed the activities of: {', '.join(whole)}.")
+    return " ".join(words)
 
 
 def seconds(value: float) -> Markup:

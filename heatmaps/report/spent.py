@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heatmaps.report.clock import SlideRun, run_of, time_of
 from heatmaps.report.privacy import safe_text
+from heatmaps.run_logs import REPORT, RunLog, log_files, read_log
 from tiling.output import Output
 from wsi.messages import printable
 
-REPORT, REPORTS = "report", "reports/"
-"""Items of this name are reports. What it took to make them is not told in them: no two would be the same."""
 _UNEXPECTED = 70  # exit code of a bug: its message may be any library's
 
 
@@ -34,8 +33,8 @@ class LastOutcome:
 class RunLogs:
     """All logs of an output, the oldest first, by slide."""
 
-    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of each slide, by step: what its last making took."""
+    runs: dict[str, list[SlideRun]] = field(default_factory=dict)
+    """What each run did to each slide, but runs that made reports: no two reports would be the same."""
     outcomes: dict[str, LastOutcome] = field(default_factory=dict)
     """How each slide ended last, in a run of any command but the report's."""
     reported: dict[str, LastOutcome] = field(default_factory=dict)
@@ -45,57 +44,42 @@ class RunLogs:
 
     def time_of(self, slide_id: str) -> dict[str, Any]:
         """How the time of a slide was spent, as JSON."""
-        steps = list(self.steps.get(printable(slide_id), {}).values())
-        return {"steps": steps, "total_seconds": _rounded(sum(step["seconds"] for step in steps))}
+        return time_of(self.runs.get(printable(slide_id), []))
 
 
 def read_runs(output: Output) -> RunLogs:
     """Read ``OUT/runs``; a log that cannot be read is counted and left out."""
     logs = RunLogs()
-    folder = output.root / "runs"
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+    for path in log_files(output):
+        log = read_log(path)
         try:
-            content = json.loads(path.read_bytes())
-            told = list(_told(content, str(output.root)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            told = list(_told(log, str(output.root))) if log else None
+        except (KeyError, TypeError, ValueError, AttributeError):  # a step that is none
+            told = None
+        if told is None:
             logs.unreadable += 1
             continue
-        for slide_id, outcome, steps in told:
+        for slide_id, outcome, run in told:
             ends = logs.reported if outcome.command == REPORT else logs.outcomes
             ends[slide_id] = outcome
-            logs.steps.setdefault(slide_id, {}).update({step["step"]: step for step in steps})
+            if outcome.command != REPORT:
+                logs.runs.setdefault(slide_id, []).append(run)
     return logs
 
 
-def _told(content: Mapping[str, Any], root: str) -> Iterator[tuple[str, LastOutcome, Sequence[Any]]]:
-    words = [str(word) for word in content["command"]]
-    command = next((word for word in words if re.fullmatch(r"[a-z]+", word)), "")
-    places = {root, *(word for word in words if "/" in word or "." in word)}
-    for slide in content["slides"]:
-        path = Path(slide["path"])
+def _told(log: RunLog, root: str) -> Iterator[tuple[str, LastOutcome, SlideRun]]:
+    places = {root, *filter(_is_place, log.words)}
+    for one in log.endings:
+        path = Path(one.path)
         more = {str(path), str(path.parent), path.name}
-        reason = str(slide["reason"])
-        if slide["exit_code"] == _UNEXPECTED:
+        reason = one.reason
+        if one.exit_code == _UNEXPECTED:
             reason = f"unexpected {reason.partition('unexpected ')[2]}"
-        reason = safe_text(reason, places=places | more, allowed=[slide["slide_id"]])
-        yield (
-            str(slide["slide_id"]),
-            LastOutcome(command, str(slide["status"]), reason.removeprefix("[file]: ")),
-            list(_steps(slide)),
-        )
+        reason = safe_text(reason, places=places | more, allowed=[one.slide_id])
+        outcome = LastOutcome(log.verb, one.status, reason.removeprefix("[file]: "))
+        yield one.slide_id, outcome, run_of(log.verb, one)
 
 
-def _steps(slide: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The steps that were made. Logs of before there were any say nothing of them."""
-    for step in slide.get("steps", ()):
-        if step["made"] and not step["step"].startswith(REPORTS):
-            activities = {str(n): _rounded(s) for n, s in sorted(step["activities"].items())}
-            yield {
-                "step": str(step["step"]),
-                "seconds": _rounded(step["seconds"]),
-                "activities": activities,
-            }
-
-
-def _rounded(seconds: float) -> float:
-    return round(float(seconds), 3)
+def _is_place(word: str) -> bool:
+    """Whether a word of a command may be a path; numbers, such as 0.5, stand in messages too."""
+    return ("/" in word or "." in word.strip(".")) and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", word)

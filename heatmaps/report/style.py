@@ -16,6 +16,9 @@ td, th { padding: .22em .7em .22em 0; border-bottom: 1px solid #ccc; text-align:
          overflow-wrap: break-word; }
 th[scope="row"] { overflow-wrap: anywhere; min-width: 8em; }
 .facts { width: 100%; } .facts th { width: 30%; } .facts td { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; } .words { min-width: 13em; }
+#slides { font-size: .87em; } #slides td, #slides th { padding-right: .5em; }
+#slides .name { min-width: 5.5em; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid #777; } th { font-weight: 600; }
 code { font: .85em/1.3 "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 .summary { border: 2px solid #1d1d1d; padding: .5em 1em; margin: 1em 0; }
@@ -52,6 +55,9 @@ th[aria-sort="descending"] button::after { content: " ▼"; }
   a { color: inherit; text-decoration: none; }
   h2, h3, caption { break-after: avoid; } h2 { margin-top: 1.2em; }
   figure, tr, .summary, .warning, .tiles figure { break-inside: avoid; }
+  #slides { font-size: 7pt; }
+  #slides th[scope="row"] { min-width: 5em; } #slides .words { min-width: 9em; }
+  .wide { overflow: visible; } tbody tr:first-child { break-before: avoid; }
   .pair img { max-height: 85mm; width: auto; } thead { display: table-header-group; }
   th[aria-sort] button::after { content: ""; }
 }

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsi.arguments import WHICH, add_resolution
+from wsi.arguments import WHICH, add_origin, add_resolution, counted_from
 
 if TYPE_CHECKING:
     from heatmaps.viewer.catalogue import Catalogue
@@ -30,6 +30,7 @@ def add_viewing(parser: ArgumentParser) -> None:
         type=Path,
         help="GeoJSON to draw over the slide, or a folder of <slide id>.geojson",
     )
+    add_origin(parser)
     parser.add_argument(
         "-o", "--out", type=Path, help="with SLIDE: folder for marks (default: none can be made)"
     )
@@ -50,7 +51,8 @@ def catalogue(arguments: Namespace) -> Catalogue:
     from wsi.errors import UsageError
     from wsi.regions import RegionFiles
 
-    regions = RegionFiles(arguments.annotations) if arguments.annotations else None
+    where, origin = arguments.annotations, counted_from(arguments)
+    regions = RegionFiles(where, origin) if where else None
     outputs = [path for path in arguments.shown if is_output(path)]
     if not outputs:
         if arguments.slides:

@@ -7,7 +7,6 @@ becomes a path.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +14,22 @@ from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
-from tiling.commit import Commit, load_commit
+from heatmaps.run_logs import Ending, LastRuns
+from tiling.commit import COMMIT_FILE, Commit, load_commit
 from tiling.output import Output
 from tiling.store import TileStore, judges_tiles, scored_models
 from wsi.errors import MicrotomeError, UsageError
 from wsi.regions import RegionFiles
 from wsi.slide import Slide
 
-_MOST_LOGS = 500
-"""Of the logs of runs so many are read, the newest first, to learn where slides are and which failed."""
+REVIEW = "review required"
+UNCALIBRATED = "the model is not calibrated"
+"""Then there is no gate, and a person has to look: the report says so too."""
+_NOTHING = frozenset({"failed", "no tissue"})
+
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Of a slide's results; see `Catalogue.stamp`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Opinion:
     confidence: float | None = None
     """The gate's; None of an uncalibrated model."""
     decision: str | None = None
-    """The gate's: "confirmed" or "review required"."""
+    """The gate's: "confirmed" or `REVIEW`, as always without a gate; None of a model that judges tiles."""
     reasons: tuple[str, ...] = ()
     """Why it has to be reviewed."""
     trained_on: bool = False
@@ -100,21 +106,21 @@ class Catalogue:
     """For slides without results."""
     annotations: RegionFiles | None = None
     """What is drawn over the slides."""
-    logged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What the newest run said of each slide: its path, status and reason."""
+    _runs: LastRuns | None = field(init=False, default=None)
     _ids: list[str] = field(default_factory=list)
     _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self._runs = LastRuns(self.output) if self.output else None
 
     def refresh(self) -> tuple[Entry, ...]:
         """All slides as they are now. A slide keeps its number; new ones come last."""
         with self._lock:
-            if self.output is None:
-                known = list(self.files)
-            else:
-                self.logged = _read_logs(self.output)
-                with_items = set(self.output.slide_ids())
-                failed = {i for i, said in self.logged.items() if said["status"] in {"failed", "no tissue"}}
-                known = sorted(with_items | failed)
+            known = list(self.files)
+            if self.output and self._runs:
+                self._runs.refresh()
+                failed = {name for name, last in self._runs.endings.items() if last.status in _NOTHING}
+                known = sorted({*self.output.slide_ids(), *failed})
             self._ids += [slide_id for slide_id in known if slide_id not in set(self._ids)]
             ids = tuple(self._ids)
         return tuple(self.entry(number) for number in range(len(ids)))
@@ -138,15 +144,28 @@ class Catalogue:
         slide_id = self.slide_id(number)
         if slide_id in self.files:
             return self.files[slide_id]
-        path = self.logged.get(slide_id, {}).get("path")
-        return Path(path) if path else None
+        return self._runs.file(slide_id) if self._runs else None
+
+    def stamp(self, number: int) -> Stamp:
+        """What changes when something of the slide's results is made anew, is added or taken away.
+
+        That is the time, size and file number of each commit, which is never written over: its bytes need not
+        be read at each question.
+        """
+        store, found = self.store(number), []
+        if store is not None:
+            for item in ("tissue", "tiles", *(f"scores/{model}" for model in scored_models(store))):
+                with contextlib.suppress(OSError):
+                    about = (store.path(item) / COMMIT_FILE).stat()
+                    found.append((item, about.st_mtime_ns, about.st_size, about.st_ino))
+        return tuple(found)
 
     def entry(self, number: int) -> Entry:
         """What is known of a slide now."""
         store, slide_id = self.store(number), self.slide_id(number)
         if store is None:
             return Entry(slide_id, "slide")
-        return _entry(store, self.logged.get(slide_id, {}))
+        return _entry(store, self._runs.endings.get(slide_id) if self._runs else None)
 
 
 def open_output(root: Path, *, files: Mapping[str, Path], annotations: RegionFiles | None) -> Catalogue:
@@ -155,11 +174,14 @@ def open_output(root: Path, *, files: Mapping[str, Path], annotations: RegionFil
     Raises
     ------
     UsageError
-        It holds none.
+        It holds none; or one file of annotations is given for several slides.
     """
     catalogue = Catalogue(Output(root), files, root / "feedback", annotations=annotations)
-    if not catalogue.refresh():
+    found = catalogue.refresh()
+    if not found:
         raise UsageError("holds no results", path=root, action="Give the folder that was given to -o")
+    if annotations:
+        annotations.check([entry.slide_id for entry in found])
     return catalogue
 
 
@@ -180,10 +202,14 @@ def open_slides(
     ------
     SlideError
         One of them is no slide that could be opened: said before any page is.
+    UsageError
+        One file of annotations is given for several slides.
     """
     opening = Opening(mpp, trust_objective, mpps)
     for path in files.values():
         Slide(path, **opening.of(path)).close()
+    if annotations:
+        annotations.check(files)
     folder = marks / "feedback" if marks else None
     catalogue = Catalogue(None, files, folder, opening, annotations)
     catalogue.refresh()
@@ -193,7 +219,7 @@ def open_slides(
 # What the commits say ------------------------------------------------------------------------------------
 
 
-def _entry(store: TileStore, logged: Mapping[str, Any]) -> Entry:
+def _entry(store: TileStore, last: Ending | None) -> Entry:
     """One line of the table, by the commits alone: whether every file is there is seen on opening it."""
     found = Entry(store.slide_id, "")
     try:
@@ -206,8 +232,8 @@ def _entry(store: TileStore, logged: Mapping[str, Any]) -> Entry:
             found = replace(found, opinions=opinions, status="scored" if opinions else "tiled")
     except (MicrotomeError, KeyError, TypeError, ValueError) as error:
         return replace(found, status="damaged", reason=str(getattr(error, "reason", error)))
-    if logged.get("status") in {"failed", "no tissue"} and not found.opinions:
-        return replace(found, status=str(logged["status"]), reason=str(logged.get("reason", "")))
+    if last and last.status in _NOTHING and not found.opinions:
+        return replace(found, status=last.status, reason=last.reason)
     return found if found.status else replace(found, status="nothing yet")
 
 
@@ -222,6 +248,8 @@ def _opinion(model: str, commit: Commit) -> Opinion:
     numbers = record.get("shares" if of_tiles else "probabilities") or {}
     result = max(numbers, key=lambda name: (numbers[name], name), default="")
     decision = record.get("decision") or {}
+    if numbers and not decision and not of_tiles:
+        decision = {"status": REVIEW, "reasons": [UNCALIBRATED]}
     return Opinion(
         model,
         result,
@@ -239,18 +267,3 @@ def _opinion(model: str, commit: Commit) -> Opinion:
 def _commit(store: TileStore, item: str) -> Commit | None:
     folder = store.path(item)
     return load_commit(folder) if folder.is_dir() else None
-
-
-def _read_logs(output: Output) -> dict[str, Mapping[str, Any]]:
-    """What the newest log says of each slide. A log that cannot be read is passed over: none is needed."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for path in sorted((output.root / "runs").glob("*.json"), reverse=True)[:_MOST_LOGS]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            for said in json.loads(path.read_bytes())["slides"]:
-                # Steps that only read the store log its folder, not the slide's file.
-                kept = dict(found.setdefault(str(said["slide_id"]), {"status": said["status"]}))
-                kept.setdefault("reason", said.get("reason", ""))
-                if "path" not in kept and Path(str(said["path"])).suffix and Path(said["path"]).is_file():
-                    kept["path"] = str(said["path"])
-                found[str(said["slide_id"])] = kept
-    return found

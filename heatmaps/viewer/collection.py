@@ -1,10 +1,10 @@
-"""A FeatureCollection as a file: read leniently, written whole, and changed by one process at a time."""
+"""A FeatureCollection as a file: read leniently, and changed by one process at a time."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,19 +42,19 @@ def features_of(top: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     return features
 
 
+def said_of(feature: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a feature's metadata says; in other programs' files it may be anything."""
+    properties = feature.get("properties")
+    said = properties.get("metadata") if isinstance(properties, dict) else None
+    return said if isinstance(said, dict) else {}
+
+
 def _unreadable(path: Path, reason: str) -> UsageError:
     return UsageError(
         f"cannot be read as marks ({reason}), so nothing was changed",
         path=path,
         action="Mend it, or move it away: a new one is begun",
     )
-
-
-def encode_collection(top: Mapping[str, Any], features: Sequence[Mapping[str, Any]]) -> bytes:
-    """One feature a line, in ASCII."""
-    head = json.dumps({key: value for key, value in top.items() if key != "features"}, allow_nan=False)
-    lines = ",\n".join(json.dumps(one, allow_nan=False, separators=(",", ":")) for one in features)
-    return f'{head[:-1]},"features":[\n{lines}\n]}}\n'.encode("ascii")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from dataclasses import asdict
 from functools import cached_property
@@ -25,6 +26,7 @@ from tiling.tiles import slide_name
 from wsi.annotations import read_annotations
 from wsi.errors import MicrotomeError, SlideError, UsageError
 from wsi.polygons import Ring
+from wsi.slide import Slide
 
 CROP_PX = 192
 """Side of a tile's thumbnail."""
@@ -53,6 +55,8 @@ class Exhibit:
     def __init__(self, catalogue: Catalogue, number: int, *, shelf: Shelf, readers: BoundedSemaphore) -> None:
         self.number, self._catalogue = number, catalogue
         self.slide_id = catalogue.slide_id(number)
+        self.stamp = catalogue.stamp(number)
+        """Of the results that are shown; with others the exhibit is of the past."""
         self._store = catalogue.store(number)
         self._shelf, self._readers = shelf, readers
         self._lock = RLock()
@@ -62,7 +66,18 @@ class Exhibit:
         self.scale_known = True
         """Whether microns are known; else the scale bar counts pixels."""
         self._bounds: tuple[float, float, float, float] | None = None
+        self._file: SlideFile | None = None
         self.picture = self._open_picture()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Of all that is made of it: the slide, its results and its file."""
+        return self.number, self.stamp, self._file
+
+    @property
+    def version(self) -> str:
+        """Names the results; the page says with a mark which ones it shows."""
+        return hashlib.sha256(repr(self.stamp).encode()).hexdigest()[:16]
 
     # The picture -----------------------------------------------------------------------------------------
 
@@ -71,14 +86,15 @@ class Exhibit:
         nothing = self._store is None or not (self._store.find("tiles") or self._store.find("tissue"))
         if nothing and path is not None:  # no results, or none yet: the slide alone
             self._store = None
-            return self._open_file(SlideFile(path, **self._catalogue.opening.of(path)))
+            return self._open_file(SlideFile.of(path, **self._catalogue.opening.of(path)))
         if self._store is None:
             raise SlideError("the file of this slide is not known", action="Start the viewer with --slides")
         try:
             return self._open_file(self._file_as_cut(self._store))
         except (MicrotomeError, OSError) as error:
             reason = error.reason if isinstance(error, MicrotomeError) else str(error)
-            self.notice = f"Only an overview is shown: {reason}. Start the viewer with --slides"
+            without = "" if self._store.find("tiles") else ", without marks and annotations"
+            self.notice = f"Only an overview is shown{without}: {reason}. Start the viewer with --slides"
             image, scale = read_thumbnail(self._store)
             size = self._store.require("tissue").recipe["resolution"]
             return StillPicture(image, scale, scale[0] * float(size["x"]))
@@ -90,10 +106,11 @@ class Exhibit:
                     slide.require_resolution()
                 self.scale_known = False
                 self.notice = "This slide states no microns per pixel: lengths are in pixels (--mpp-override)"
-                return self._open_file(SlideFile(file.path, mpp=_UNKNOWN_MPP))
-            self._bounds = _bounds(slide.properties, slide.bounds_origin)
+                return self._open_file(SlideFile.of(file.path, mpp=_UNKNOWN_MPP))
+            self._bounds = _bounds(slide)
             frame = Frame.of(slide)
-            self._slide_size = slide.size
+            self._slide_size, self._bounds_origin = slide.size, slide.bounds_origin
+            self._file = file
         return DeepZoom(frame, lambda: self._shelf.borrow(file), self._readers)
 
     def _file_as_cut(self, store: TileStore) -> SlideFile:
@@ -108,7 +125,7 @@ class Exhibit:
             raise SlideError("it is not the file that these results are of", path=path)
         resolution = recipe["resolution"]
         stated = resolution["source"]
-        return SlideFile(
+        return SlideFile.of(
             path,
             mpp=float(resolution["x"]) if stated == "override" else None,
             trust_objective=stated == "objective power",
@@ -176,7 +193,10 @@ class Exhibit:
         box, groups = self.footprints.box(row), []
         for number, name in enumerate(self.layer_names):
             with contextlib.suppress(MicrotomeError):  # one model's scores may be out of date
-                groups.append({"name": name, "values": self.layer(number).of_tile(row)})
+                layer, shown = self.layer(number), None
+                with contextlib.suppress(UsageError):
+                    shown = layer.shown_class(row)[0]
+                groups.append({"name": name, "values": layer.of_tile(row), "shown": shown})
         return {"row": row, "box": box, "layers": groups}
 
     def best(self, layer: int, channel: int, count: int, *, lowest: bool) -> list[dict[str, Any]]:
@@ -199,6 +219,7 @@ class Exhibit:
                 layers.append({"name": name, "classes": (), "channels": [], "fault": error.reason})
         return {
             "number": self.number,
+            "version": self.version,
             "id": self.slide_id,
             "entry": asdict(self._catalogue.entry(self.number)),
             "notice": self.notice,
@@ -213,7 +234,7 @@ class Exhibit:
             "bounds": self._bounds,
             "layers": layers,
             "classes": [{"name": n, "colour": colour_of(n, self.place.classes)} for n in self.place.classes],
-            "canMark": self._catalogue.marks is not None,
+            "canMark": self._catalogue.marks is not None and self.place.bounds_origin is not None,
         }
 
     @cached_property
@@ -228,10 +249,11 @@ class Exhibit:
             x, y = record["bounds_origin"]
             return Place(self.slide_id, self.footprints.slide_size, (float(x), float(y)), tuple(classes))
         if isinstance(self.picture, DeepZoom):
-            left, top = self._bounds[:2] if self._bounds else (0.0, 0.0)
-            return Place(self.slide_id, self._slide_size, (left, top))
+            left, top = self._bounds_origin
+            return Place(self.slide_id, self._slide_size, (float(left), float(top)))
+        # The record of the tissue tells neither the size nor where the bounds begin.
         (width, height), scale = self.picture.frame.size, self.picture.frame.scale
-        return Place(self.slide_id, (int(width * scale[0]), int(height * scale[1])))
+        return Place(self.slide_id, (int(width * scale[0]), int(height * scale[1])), None)
 
     def outlines(self) -> list[dict[str, Any]]:
         """The border of the tissue, and the annotations that were given, in level-0 pixels."""
@@ -239,12 +261,12 @@ class Exhibit:
         if self._store is not None:
             with contextlib.suppress(MicrotomeError):
                 found.append(_outline("tissue", "tissue", [30, 40, 48], read_mask(self._store).outline()))
-        if self._catalogue.annotations is None:
+        given = self._catalogue.annotations
+        path: Path | None = given.find(self.slide_id) if given else None
+        corner = self.place.bounds_origin
+        if given is None or path is None or corner is None:
             return found
-        path: Path | None = self._catalogue.annotations.find(self.slide_id)
-        if path is None:
-            return found
-        for one in read_annotations(path, bounds_origin=self.place.bounds_origin):
+        for one in read_annotations(path, bounds_origin=given.origin.of(corner)):
             name = one.name or one.label or one.object_type
             rings = [ring for polygon in one.polygons for ring in (polygon.shell, *polygon.holes)]
             found.append(_outline("annotation", name, colour_of(name, self.place.classes), rings))
@@ -262,17 +284,22 @@ class Exhibit:
         name = self.layer(layer).name
         for opinion in entry.opinions:
             if opinion.model == name and opinion.result:
-                return Shown(name, opinion.result, opinion.score)
+                return Shown(name, opinion.result, opinion.score, opinion.of_tiles)
         raise UsageError("no model has judged this slide", action="Choose a model's layer")
 
 
-def _bounds(properties: Any, origin: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """Left, top, width and height of what was scanned, where the file says so."""
-    try:
-        size = [float(properties[f"openslide.bounds-{side}"]) for side in ("width", "height")]
-    except (KeyError, ValueError):
+def _bounds(slide: Slide) -> tuple[float, float, float, float] | None:
+    """Left, top, width and height of what was scanned, where the file says anything of that.
+
+    They begin where `Slide.bounds_origin` says, whatever else the file says, and reach as far as it does.
+    """
+    if not any(name.startswith("openslide.bounds-") for name in slide.properties):
         return None
-    return float(origin[0]), float(origin[1]), size[0], size[1]
+    (x, y), box = slide.bounds_origin, []
+    for side, start, whole in zip(("width", "height"), (x, y), slide.size, strict=True):
+        stated = slide.properties.get(f"openslide.bounds-{side}", "")
+        box.append(float(stated) if stated.isdecimal() and int(stated) else float(whole - start))
+    return float(x), float(y), box[0], box[1]
 
 
 def _outline(kind: str, name: str, colour: list[int], rings: list[Ring]) -> dict[str, Any]:

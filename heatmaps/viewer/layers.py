@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from heatmaps.draw import legend_title
 from heatmaps.numbers import Frame, exact, ranks, read_numbers
 from heatmaps.raster import Heatmap
+from tiling.quality import MEANING, NO_MEANING
 from tiling.store import TileStore, judges_tiles
 from wsi.errors import UsageError
 
@@ -174,13 +175,15 @@ class Layer:
         Raises
         ------
         UsageError
-            This layer is no model's.
+            This layer is no model's, or the model has no score of the tile.
         """
-        if not self.classes:
-            raise UsageError("no model has judged this tile", action="Choose a model's layer")
-        scores = [float(channel.values[row]) for channel in self.channels[: len(self.classes)]]
-        best = int(np.argmax(scores))
-        return self.classes[best], scores[best]
+        scores = np.array([channel.values[row] for channel in self.channels[: len(self.classes)]], np.float64)
+        if not self.classes or not np.isfinite(scores).all():
+            raise UsageError(
+                "no model has judged this tile", action="Choose a model's layer, or another tile"
+            )
+        best = int(scores.argmax())
+        return self.classes[best], float(scores[best])
 
 
 def model_layer(store: TileStore, model: str) -> Layer:
@@ -205,15 +208,14 @@ def model_layer(store: TileStore, model: str) -> Layer:
 
 def quality_layer(store: TileStore) -> Layer:
     """What is known of tiles without a model: how much of each is tissue, and how good it is to look at."""
-    channels = [Channel("tissue", "share of the tile that is tissue", store.tissue)]
+    channels = [Channel("tissue", MEANING["tissue"], store.tissue)]
     quality = store.quality
     for place, name in enumerate(store.record["measures"] if quality is not None else ()):
         assert quality is not None
         low, high = _RANGES.get(name, (0.0, 1.0))
-        title = (
-            "sharpness: variance of the Laplacian" if name == "sharpness" else f"{name}: share of the tile"
+        channels.append(
+            Channel(name, f"{name}: {MEANING.get(name, NO_MEANING)}", quality[:, place], low, high)
         )
-        channels.append(Channel(name, title, quality[:, place], low, high))
     return Layer(QUALITY_LAYER, tuple(channels))
 
 

@@ -3,6 +3,7 @@
 ::
 
     OUT/feedback/<slide id>.geojson    all marks of a slide, a feature each
+    OUT/feedback/labels.csv            what was said of slides, see `heatmaps.viewer.labels`
     OUT/feedback/.work/                locks, and files being written
 
 A file is read before each change and written anew, whole, under a lock: what is in it stays, also what QuPath
@@ -11,7 +12,8 @@ or another viewer put there. Features that we do not know are kept as they are.
 - A *region* has the class that it was given.
 - *Agree* on a tile gives the tile the class that was shown, *disagree* the class that the person names. Where
   he names none it is of class ``Disagree*``: QuPath and `tiling.marks` pass over classes that end in ``*``.
-- Of a *slide* nothing follows for its tiles: what is said of it is of class ``Agree*`` or ``Disagree*``.
+- Of a *slide* nothing follows for its tiles: what is said of it is of class ``Agree*`` or ``Disagree*``, and
+  goes into a table of labels.
 
 What was shown, by which model, is in the feature's ``metadata``. A file holds no clock and no path.
 Coordinates count from the slide's bounds, as in QuPath, and the file says from where.
@@ -33,20 +35,26 @@ import numpy as np
 from heatmaps.qupath import TileClasses
 from heatmaps.viewer.collection import (
     alone_patiently,
-    encode_collection,
     features_of,
     read_collection,
+    said_of,
 )
+from heatmaps.viewer.labels import check_labels, label_of, write_labels
 from heatmaps.viewer.rings import Box, Ring, checked_ring, ring_of_box
 from tiling.class_names import fault_of
+from tiling.commit import remove
+from tiling.marks import VERDICTS
 from tiling.output import check_slide_id
 from wsi.annotations import Annotation, parse_annotations
 from wsi.durable import make_folder, write_file
 from wsi.errors import UsageError
+from wsi.geojson import as_collection, members_of, plain
 
-AGREE, DISAGREE = "Agree*", "Disagree*"
+AGREE, DISAGREE = VERDICTS
 SUFFIX = ".geojson"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "microtome:mark")
+_OWN = frozenset({"type", "slide", "bounds_origin", "features"})
+"""Members of a file of ours; what else is in one is another program's, and stays."""
 _COLOURS = {AGREE: [90, 170, 90], DISAGREE: [200, 90, 60]}
 
 
@@ -60,6 +68,8 @@ class Shown:
     """The class."""
     score: float
     """Its score, probability or share."""
+    of_tiles: bool = False
+    """Whether the model judges tiles; of a slide the class is then that of most of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,8 @@ class Place:
     slide_id: str
     size: tuple[int, int]
     """``(width, height)``, level-0."""
-    bounds_origin: tuple[float, float] = (0.0, 0.0)
-    """Where QuPath has its (0, 0)."""
+    bounds_origin: tuple[float, float] | None = (0.0, 0.0)
+    """Where QuPath has its (0, 0); None where that is not known, so that nothing can be placed."""
     classes: tuple[str, ...] = ()
     """Of the models, in their order: decides colours."""
 
@@ -108,15 +118,22 @@ class Feedback:
         Raises
         ------
         UsageError
-            The file cannot be read.
+            The file cannot be read, or nothing tells from where it counts.
         """
         path = self.path(place.slide_id)
         top = read_collection(path)
         if not features_of(top, path):
             return []
-        found = parse_annotations(json.dumps(top).encode(), path=path, bounds_origin=place.bounds_origin)
+        origin = place.bounds_origin if "bounds_origin" not in top else (0.0, 0.0)  # it states its own
+        data = json.dumps(top).encode()
+        found = parse_annotations(data, path=path, bounds_origin=_known(origin))
         known = {str(feature.get("id")): feature for feature in features_of(top, path)}
         return [_for_page(one, known.get(one.identity or "", {})) for one in found]
+
+    def label(self, place: Place) -> str | None:
+        """The slide's own class as ``labels.csv`` has it; None where nothing that was said tells it."""
+        path = self.path(place.slide_id)
+        return label_of(features_of(read_collection(path), path))
 
     # Making ----------------------------------------------------------------------------------------------
 
@@ -146,12 +163,16 @@ class Feedback:
         return self._add(place, _feature(ring_of_box(cell), word, said, place), once=True)
 
     def mark_slide(self, place: Place, shown: Shown, *, right: bool, name: str | None) -> str:
-        """The same of the slide as a whole."""
+        """The same of the slide as a whole; a class that is no label of a slide is refused."""
         if name is not None:
-            class_fault_free(name)
+            name = class_fault_free(name)
+            if ":" in name:
+                raise UsageError(f"{name!r} is no label: it holds a colon", action="Give it another name")
+            if not right and name == shown.result:
+                raise UsageError(f"{name!r} is what is shown", action="Agree, or name another class")
         said = _said("slide", shown, right=right, name=name)
         width, height = place.size
-        ring = ring_of_box((*place.bounds_origin, float(width), float(height)))
+        ring = ring_of_box((*_known(place.bounds_origin), float(width), float(height)))
         feature = _feature(ring, AGREE if right else DISAGREE, said, place)
         better = f", it is {name}" if name and not right else ""
         verdict = "agree" if right else "disagree"
@@ -190,13 +211,12 @@ class Feedback:
 
     def undo(self, place: Place) -> bool:
         """Take back the last change that was made here to this slide's marks; False where there is none."""
-        with self._lock:
-            made = self._changes.get(place.slide_id, [])
-            last = made.pop() if made else None
-        if last is None:
-            return False
-        self._change(place, lambda features, origin: last.reversed(), remember=False)
-        return True
+
+        def change(features: list[dict[str, Any]], origin: Sequence[float]) -> _Change:
+            made = self._changes.get(place.slide_id)
+            return made[-1].reversed() if made else _Change()
+
+        return self.can_undo(place) and self._change(place, change, undoing=True)
 
     def can_undo(self, place: Place) -> bool:
         """Whether there is something to take back."""
@@ -210,32 +230,39 @@ class Feedback:
         place: Place,
         decide: Callable[[list[dict[str, Any]], Sequence[float]], _Change],
         *,
-        remember: bool = True,
-    ) -> None:
-        """Read, change and write a slide's file, while nobody else does."""
-        path, work = self.path(place.slide_id), self.folder / ".work"
+        undoing: bool = False,
+    ) -> bool:
+        """Read, change and write a slide's file, while nobody else does; whether there was a change."""
+        path, work, known = self.path(place.slide_id), self.folder / ".work", _known(place.bounds_origin)
         make_folder(self.folder)
         with self._lock, alone_patiently(path, work):
-            top = read_collection(path) or {
-                "type": "FeatureCollection",
-                "slide": place.slide_id,
-                "bounds_origin": list(place.bounds_origin),
-                "features": [],
-            }
+            top = read_collection(path) or members_of(place.slide_id, known)
             features = features_of(top, path)
-            origin = top.get("bounds_origin", place.bounds_origin)
+            origin = top.get("bounds_origin", known)
             change = decide(features, origin)
             if not (change.added or change.removed):
-                return
+                return False
+            of_slide = any(_is_of_slide(feature) for feature in (*change.added, *change.removed))
+            if of_slide:
+                check_labels(self.folder)
             gone = {feature.get("id") for feature in change.removed}
             there = {feature.get("id") for feature in features}
             kept = [feature for feature in features if feature.get("id") not in gone]
             new = [_counted_from(one, origin) for one in change.added if one.get("id") not in there - gone]
-            write_file(path, encode_collection(top, [*kept, *new]), work=work)
-            # What is remembered counts from the slide's corner, as what is added does.
+            write_file(path, as_collection(top, [*kept, *new]), work=work)
+            if not (kept or new) and top.keys() <= _OWN:
+                remove(path)  # ``adapt feedback/*`` refuses a file without marks
+            # Only what was written is remembered, and only then forgotten. It counts from the slide's corner,
+            # as what is added does.
             back = tuple(_counted_from(feature, [-origin[0], -origin[1]]) for feature in change.removed)
-            if remember:
-                self._changes.setdefault(place.slide_id, []).append(_Change(change.added, back))
+            made = self._changes.setdefault(place.slide_id, [])
+            if undoing:
+                made.pop()
+            else:
+                made.append(_Change(change.added, back))
+        if of_slide:
+            write_labels(self.folder, suffix=SUFFIX, work=work)
+        return True
 
 
 def class_fault_free(name: str) -> str:
@@ -267,6 +294,8 @@ def _said(about: str, shown: Shown, *, right: bool, name: str | None) -> dict[st
         "shown": shown.result,
         "shown score": f"{shown.score:.4g}",
     }
+    if about == "slide" and shown.of_tiles:
+        said["judges"] = "tiles"
     return said | ({"said": name} if name and not right else {})
 
 
@@ -297,13 +326,25 @@ def colour_of(name: str, classes: Iterable[str]) -> list[int]:
 
 def _about(feature: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """What a word on a result is about: the thing, the model and the place. None of regions."""
-    properties = feature.get("properties") or {}
-    said = properties.get("metadata") or {}
-    if said.get("about") not in {"tile", "slide"}:
-        return None
-    if said["about"] == "slide":
+    said = said_of(feature)
+    if _is_of_slide(feature):
         return "slide", said.get("model")
+    if said.get("about") != "tile":
+        return None
     return "tile", said.get("model"), said.get("shown"), json.dumps(feature["geometry"]["coordinates"])
+
+
+def _is_of_slide(feature: Mapping[str, Any]) -> bool:
+    return said_of(feature).get("about") == "slide"
+
+
+def _known(origin: tuple[float, float] | None) -> tuple[float, float]:
+    if origin is None:
+        raise UsageError(
+            "where QuPath counts from on this slide is not known without its file",
+            action="Start the viewer with --slides",
+        )
+    return origin
 
 
 def _counted_from(feature: dict[str, Any], origin: Sequence[float]) -> dict[str, Any]:
@@ -312,7 +353,7 @@ def _counted_from(feature: dict[str, Any], origin: Sequence[float]) -> dict[str,
 
     def move(points: Any) -> Any:
         if points and isinstance(points[0], int | float):
-            return [_plain(round(points[axis] - origin[axis], 2)) for axis in (0, 1)]
+            return [plain(round(points[axis] - origin[axis], 2)) for axis in (0, 1)]
         return [move(inner) for inner in points]
 
     if "coordinates" in (moved.get("geometry") or {}):
@@ -320,13 +361,8 @@ def _counted_from(feature: dict[str, Any], origin: Sequence[float]) -> dict[str,
     return moved
 
 
-def _plain(number: float) -> float:
-    return int(number) if number == int(number) else number
-
-
 def _for_page(one: Annotation, feature: Mapping[str, Any]) -> dict[str, Any]:
-    properties = feature.get("properties") or {}
-    said = properties.get("metadata") or {}
+    properties, said = feature.get("properties") or {}, said_of(feature)
     classification = properties.get("classification")
     colour = classification.get("color") if isinstance(classification, dict) else None
     return {

@@ -61,33 +61,10 @@ def crosses_itself(ring: Ring) -> bool:
     >>> crosses_itself(eight), crosses_itself(eight[[0, 2, 1, 3, 4]])
     (True, False)
     """
-    start, stop = ring[:-1], ring[1:]
-    along, onward = stop - start, np.roll(stop - start, -1, axis=0)
-    if ((_cross(along, onward) == 0) & ((along * onward).sum(axis=1) < 0)).any():
-        return True
-    low, high = np.minimum(start, stop), np.maximum(start, stop)
-    count = len(start)
-    for edge in range(count - 2):
-        last = count - 1 if edge == 0 else count  # the last edge ends where the first begins
-        others = slice(edge + 2, last)
-        near = ((low[others] <= high[edge]) & (high[others] >= low[edge])).all(axis=1)
-        if near.any() and _meet(start[edge], stop[edge], start[others][near], stop[others][near]):
-            return True
-    return False
+    import shapely
+
+    return not shapely.is_simple(shapely.linearrings(ring))
 
 
 def _on_grid(ring: Ring) -> Ring:
     return np.asarray(np.round(ring, _DECIMALS) + 0.0, np.float64)  # never -0
-
-
-def _meet(a: Ring, b: Ring, c: Ring, d: Ring) -> bool:
-    """Whether the edge a to b meets any edge c to d whose boxes it meets; touching counts."""
-    ab, cd = b - a, d - c
-    one, other = _cross(ab, c - a), _cross(ab, d - a)
-    third, fourth = _cross(cd, a - c), _cross(cd, b - c)
-    return bool(((one * other <= 0) & (third * fourth <= 0)).any())
-
-
-def _cross(one: Ring, other: Ring) -> NDArray[np.float64]:
-    crossed: NDArray[np.float64] = one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
-    return crossed

@@ -15,8 +15,10 @@ import re
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from threading import BoundedSemaphore
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,6 +35,10 @@ _TYPES = {
 }
 _IDLE_S = 60.0
 """A connection that says nothing for so long is closed."""
+MOST_CONNECTIONS = 64
+"""A browser opens six; each has a thread. Those beyond are turned away."""
+_PATIENCE_S = 0.2
+"""How long to wait for the question of one that is turned away: unread, it would cost it the answer."""
 _log = logging.getLogger(__name__)
 
 Query = dict[str, str]
@@ -75,6 +81,7 @@ class ViewerServer(ThreadingHTTPServer):
         if not 0 <= port <= 65535:
             raise UsageError(f"--port is {port}", action="Give 0 to 65535")
         self.door, self.service, self.page = Door(), Service(catalogue), page_files()
+        self._places = BoundedSemaphore(MOST_CONNECTIONS)
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
@@ -105,6 +112,29 @@ class ViewerServer(ThreadingHTTPServer):
         super().server_close()
         self.service.close()
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for the connection, if one is left."""
+        if self._places.acquire(blocking=False):
+            try:
+                super().process_request(request, client_address)
+            except BaseException:
+                self._places.release()
+                raise
+        else:
+            with contextlib.suppress(OSError):
+                request.settimeout(_PATIENCE_S)
+                with contextlib.suppress(TimeoutError):
+                    request.recv(1 << 16)
+                request.sendall(_TOO_MANY)
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection's questions."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no news; anything else is a bug, and goes to the log."""
         error = sys.exc_info()[1]
@@ -134,6 +164,17 @@ def has_screen() -> bool:
 
 def _json(value: Any) -> Answer:
     return json.dumps(value, allow_nan=False).encode("ascii"), "application/json", {}
+
+
+def _turned_away() -> bytes:
+    """The whole answer to a connection too many."""
+    body, kind, _ = _json({"error": f"More than {MOST_CONNECTIONS} connections are open. Close some"})
+    headers = {**HEADERS, "Content-Type": kind, "Content-Length": len(body), "Connection": "close"}
+    lines = ["HTTP/1.1 503 Service Unavailable", *(f"{name}: {text}" for name, text in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+_TOO_MANY = _turned_away()
 
 
 def _jpeg(body: bytes) -> Answer:
@@ -258,6 +299,12 @@ class _Handler(BaseHTTPRequestHandler):
         if int(length) > LARGEST_BODY:
             raise UsageError(f"a change has {LARGEST_BODY} bytes at most")
         return parse_json(self.rfile.read(int(length)))
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What `http.server` refuses by itself, with the headers of every answer, and not its own page."""
+        self.close_connection = True
+        body, kind, more = _json({"error": message or HTTPStatus(code).phrase})
+        self._send(code, body, kind, {**more, "Connection": "close"})
 
     def _refuse(self, refusal: Refusal) -> None:
         self.close_connection = True  # a body may be left unread

@@ -50,21 +50,27 @@ class Service:
         self._exhibits: OrderedDict[int, Exhibit] = OrderedDict()
         self._tiles, self._rasters = TileCache(TILE_BYTES), TileCache(RASTER_BYTES)
         self._lock = Lock()
+        self._opening: dict[int, Lock] = {}
 
     def close(self) -> None:
         """Close all slides."""
         self.shelf.close()
 
     def exhibit(self, number: int) -> Exhibit:
-        """A slide, opened."""
+        """A slide, opened, with the results that are there now. Others are answered meanwhile."""
+        stamp = self.catalogue.stamp(number)
         with self._lock:
-            if number not in self._exhibits:
-                made = Exhibit(self.catalogue, number, shelf=self.shelf, readers=self._readers)
-                self._exhibits[number] = made
-            self._exhibits.move_to_end(number)
-            while len(self._exhibits) > _MOST_EXHIBITS:
-                self._exhibits.popitem(last=False)
-            return self._exhibits[number]
+            opening = self._opening.setdefault(number, Lock())
+        with opening:
+            held = self._exhibits.get(number)
+            if held is None or held.stamp != stamp:
+                held = Exhibit(self.catalogue, number, shelf=self.shelf, readers=self._readers)
+            with self._lock:
+                self._exhibits[number] = held
+                self._exhibits.move_to_end(number)
+                while len(self._exhibits) > _MOST_EXHIBITS:
+                    self._exhibits.popitem(last=False)
+        return held
 
     # Questions -------------------------------------------------------------------------------------------
 
@@ -76,10 +82,9 @@ class Service:
         }
 
     def facts(self, number: int) -> Json:
-        """Of a slide; looked up anew, for a run may have made more of it."""
+        """Of a slide; looked up anew, for its file may be back."""
         with self._lock:
             self._exhibits.pop(number, None)
-        self._rasters = TileCache(RASTER_BYTES)
         return self.exhibit(number).facts()
 
     def outlines(self, number: int) -> Json:
@@ -88,25 +93,28 @@ class Service:
 
     def tile(self, number: int, level: int, column: int, row: int) -> bytes:
         """JPEG of a DeepZoom tile."""
+        exhibit = self.exhibit(number)
         made = self._tiles.get(
-            (number, level, column, row),
-            lambda: np.frombuffer(self.exhibit(number).tile(level, column, row), np.uint8),
+            (exhibit.key, level, column, row),
+            lambda: np.frombuffer(exhibit.tile(level, column, row), np.uint8),
         )
         return made.tobytes()
 
     def crop(self, number: int, row: int) -> bytes:
         """JPEG of one of its tiles."""
-        made = self._tiles.get((number, row), lambda: np.frombuffer(self.exhibit(number).crop(row), np.uint8))
+        exhibit = self.exhibit(number)
+        made = self._tiles.get((exhibit.key, row), lambda: np.frombuffer(exhibit.crop(row), np.uint8))
         return made.tobytes()
 
     def raster(self, number: int, layer: int, channel: int, *, ranked: bool) -> bytes:
         """A channel, packed and then gzip'ed: what is empty costs nothing."""
+        exhibit = self.exhibit(number)
 
         def make() -> Any:
-            packed = self.exhibit(number).raster(layer, channel, ranked=ranked)
+            packed = exhibit.raster(layer, channel, ranked=ranked)
             return np.frombuffer(gzip.compress(packed, 1, mtime=0), np.uint8)
 
-        return self._rasters.get((number, layer, channel, ranked), make).tobytes()
+        return self._rasters.get((exhibit.key, layer, channel, ranked), make).tobytes()
 
     def tile_at(self, number: int, x: float, y: float) -> Json:
         """What is known of the tile at a place; nothing where there is none."""
@@ -128,11 +136,15 @@ class Service:
     def marks(self, number: int) -> Json:
         """All marks of a slide, and what ``microtome adapt`` makes of them."""
         if self.feedback is None:
-            return {"marks": [], "canUndo": False, "adapt": {}}
-        exhibit = self.exhibit(number)
-        marks = self.feedback.read(exhibit.place)
-        undo = self.feedback.can_undo(exhibit.place)
-        return {"marks": marks, "canUndo": undo, "adapt": self._for_adapt(exhibit, marks)}
+            return {"marks": [], "canUndo": False, "adapt": {}, "label": None}
+        exhibit, feedback = self.exhibit(number), self.feedback
+        marks = feedback.read(exhibit.place)
+        return {
+            "marks": marks,
+            "canUndo": feedback.can_undo(exhibit.place),
+            "adapt": self._for_adapt(exhibit, marks),
+            "label": feedback.label(exhibit.place),
+        }
 
     def _for_adapt(self, exhibit: Exhibit, marks: list[Json]) -> Json:
         """How many tiles of each class are marked, or why ``adapt`` would not take the file."""
@@ -153,16 +165,19 @@ class Service:
         asked
             ``{"do": "region", "points": [[x, y], ...], "class": name}``, ``{"do": "tile", "layer": i, "row":
             i, "right": bool, "class": name or null}``, ``{"do": "slide", "layer": i, "right": ..., "class":
-            ...}``, ``{"do": "remove", "id": id}`` or ``{"do": "undo"}``.
+            ...}``, ``{"do": "remove", "id": id}`` or ``{"do": "undo"}``. A ``"version"`` says which results
+            the page shows.
 
         Raises
         ------
         UsageError
-            It is none of these, or a mark that cannot be.
+            It is none of these, or a mark that cannot be; or other results are there than the page shows.
         """
         if self.feedback is None:
             raise UsageError("marks have no folder here", action="Start the viewer with -o FOLDER")
         exhibit, feedback = self.exhibit(number), self.feedback
+        if asked.get("version") not in {None, exhibit.version}:  # tile 7 may be another one now
+            raise UsageError("the results were made anew meanwhile", action="Load the page again")
         place, do = exhibit.place, asked.get("do")
         if do == "region":
             feedback.mark_region(place, _list(asked, "points"), _text(asked, "class"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
@@ -21,6 +22,16 @@ class SlideFile:
     path: Path
     mpp: float | None = None
     trust_objective: bool = False
+    stamp: tuple[int, int] = (0, 0)
+    """Size and time of the file: another one of that name is opened anew."""
+
+    @classmethod
+    def of(cls, path: Path, *, mpp: float | None = None, trust_objective: bool = False) -> SlideFile:
+        """The file as it is now."""
+        with contextlib.suppress(OSError):  # said on opening it
+            about = path.stat()
+            return cls(path, mpp, trust_objective, (about.st_size, about.st_mtime_ns))
+        return cls(path, mpp, trust_objective)
 
     def open(self) -> Slide:
         """The slide; its errors are those of `Slide`."""
@@ -29,12 +40,17 @@ class SlideFile:
 
 @dataclass(eq=False, slots=True)
 class _Held:
-    slide: Slide
+    slide: Slide | None = None
+    """None until the first reader has opened it."""
     readers: int = 0
+    opening: Lock = field(default_factory=Lock)
 
 
 class Shelf:
-    """Open slides. Safe for threads; a slide is closed only when nobody reads from it."""
+    """Open slides. Safe for threads; a slide is closed only when nobody reads from it.
+
+    While one is being opened, which on a slow disk takes seconds, others are lent.
+    """
 
     def __init__(self, most: int = MOST_OPEN) -> None:
         self._most = most
@@ -51,14 +67,18 @@ class Shelf:
             It cannot be opened.
         """
         with self._lock:
-            held = self._held.pop(file, None) or _Held(file.open())
+            held = self._held.pop(file, None) or _Held()
             self._held[file] = held  # the newest
             held.readers += 1
         try:
-            yield held.slide
+            with held.opening:
+                slide = held.slide = held.slide or file.open()
+            yield slide
         finally:
             with self._lock:
                 held.readers -= 1
+                if not held.readers and held.slide is None:  # it could not be opened
+                    del self._held[file]
                 self._trim(self._most)
 
     def close(self) -> None:
@@ -73,4 +93,5 @@ class Shelf:
         for file in [file for file, held in self._held.items() if not held.readers]:
             if len(self._held) <= most:
                 return
-            self._held.pop(file).slide.close()
+            if slide := self._held.pop(file).slide:
+                slide.close()

@@ -1,4 +1,7 @@
-"""Readers of heatmaps: each opens a file by itself, and says what levels it sees and how large a pixel is."""
+"""What tests of heatmaps share: tiles that are painted, a slide that is cut and scored, and readers of files.
+
+Each reader opens a file by itself, and says what levels it sees and how large a pixel is.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,102 @@ import tifffile
 import tiffslide
 from PIL import Image
 
+from heatmaps.raster import Heatmap, paint
+from tiling.cut import cut_slide
+from tiling.grid import TileSpec
+from tiling.output import Output
+from tiling.recipe import CutRecipe
+from tiling.store import TileStore, make_array
+from tiling.survey import survey_slide
+from wsi.slide import Slide
+from wsi.synthetic import write_slide
+from wsi.tissue import HlsThresholds
+
 OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A slide whose tiles are no whole number of pixels."""
+
+    slide: tuple[int, int]
+    """Level-0 (width, height)."""
+    mark: tuple[int, int]
+    """Of one tile far from the corner, where a wrong downsample shows."""
+    mpp: float = 0.2528
+    tile: float = 506.3
+
+    def paint(self, origins: np.ndarray, values: np.ndarray, channels: tuple[str, ...]) -> Heatmap:
+        side = self.tile, self.tile
+        return paint(
+            origins,
+            values,
+            channels=channels,
+            tile=side,
+            stride=side,
+            slide_size=self.slide,
+            slide_mpp=self.mpp,
+        )
+
+    def marked(self) -> Heatmap:
+        return self.paint([self.mark], [[1.0]], ("mark",))
+
+
+@pytest.fixture(scope="session")
+def scene() -> Scene:
+    return Scene((9000, 6100), (7087, 4556))
+
+
+@pytest.fixture(scope="session")
+def large_scene() -> Scene:
+    return Scene((18_000, 12_200), (14_175, 9113))
+
+
+@pytest.fixture(scope="session")
+def halved() -> Callable[[Heatmap], Heatmap]:
+    """Another heatmap on the same frame."""
+
+    def half(heatmap: Heatmap) -> Heatmap:
+        return Heatmap(
+            np.asarray(heatmap.values) / 2, heatmap.channels, heatmap.scale, heatmap.scale_y, heatmap.mpp
+        )
+
+    return half
+
+
+@pytest.fixture(scope="session")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], TileStore]:
+    """Cuts a slide of 768 x 512 px, of 0.5 µm, into tiles of that many µm."""
+
+    def make(size_px: int) -> TileStore:
+        folder = tmp_path_factory.mktemp("cut")
+        write_slide(folder / "one.svs", seed=7, lesion=True, size=(768, 512))
+        store = TileStore(Output(folder / "out"), "one")
+        recipe = CutRecipe(TileSpec(size_px, 1.0), stain=None, pixels=None)
+        with store.output.lock(), Slide(folder / "one.svs") as slide:
+            survey_slide(slide, store, HlsThresholds())
+            cut_slide(slide, store, recipe)
+        return store
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def commit_scores() -> Callable[..., None]:
+    """Commits scores as `mil.predict` does; heatmaps know nothing of how they came about."""
+
+    def commit(store: TileStore, name: str, arrays: dict[str, np.ndarray], **model: object) -> None:
+        recipe = {"step": "scores", "inputs": store.inputs("tiles"), "model": {"weights_sha256": "0"} | model}
+        with store.output.lock():
+            draft = store.begin(f"scores/{name}", recipe)
+            assert draft is not None
+            for key, values in arrays.items():
+                make_array(
+                    draft, key, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
+                ).write_all(values.astype(np.float32))
+            draft.publish({})
+
+    return commit
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -13,59 +14,39 @@ import zarr
 
 from heatmaps import draw
 from heatmaps.draw import draw_heatmap
+from heatmaps.outlines import RegionRules
 from heatmaps.overlay import draw_overlay
+from heatmaps.qupath_files import QupathOptions
 from heatmaps.settings import AS_USUAL, DrawSettings, Format, Ngff, Overlap, Scale
 from tiling.commit import Commit
-from tiling.cut import cut_slide
-from tiling.grid import TileSpec
-from tiling.output import Output
-from tiling.recipe import CutRecipe
-from tiling.store import TileStore, make_array
-from tiling.survey import survey_slide
+from tiling.store import TileStore
+from wsi.annotations import Origin
 from wsi.errors import RecipeError
-from wsi.slide import Slide
-from wsi.synthetic import write_slide
-from wsi.tissue import HlsThresholds
 
 CLASSES = ("normal", "tumour")
+Scored = Callable[..., dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TileStore:
-    folder = tmp_path_factory.mktemp("drawn")
-    write_slide(folder / "one.svs", seed=7, lesion=True, size=(768, 512))
-    store = TileStore(Output(folder / "out"), "one")
-    recipe = CutRecipe(TileSpec(64, 1.0), stain=None, pixels=None)
-    with store.output.lock(), Slide(folder / "one.svs") as slide:
-        survey_slide(slide, store, HlsThresholds())
-        cut_slide(slide, store, recipe)
-    return store
+def store(cut: Callable[[int], TileStore]) -> TileStore:
+    return cut(64)
 
 
-def scored(
-    store: TileStore, name: str, *, with_uncertainty: bool = True, **model: Any
-) -> dict[str, np.ndarray]:
-    """Commit scores as `mil.predict` does; heatmaps know nothing of how they came about."""
-    rng = np.random.default_rng(len(name))
-    tumour = rng.random(len(store)).astype(np.float32)
-    arrays = {"scores": np.column_stack([1 - tumour, tumour]), "attention": tumour / tumour.sum()}
-    if with_uncertainty:
-        arrays |= {"uncertainty": rng.random(len(store)), "disagreement": rng.random(len(store))}
-    arrays = {key: values.astype(np.float32) for key, values in arrays.items()}
-    recipe = {
-        "step": "scores",
-        "inputs": store.inputs("tiles"),
-        "model": {"classes": list(CLASSES), "weights_sha256": "0"} | model,
-    }
-    with store.output.lock():
-        draft = store.begin(f"scores/{name}", recipe)
-        assert draft is not None
-        for key, values in arrays.items():
-            make_array(
-                draft, key, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
-            ).write_all(values)
-        draft.publish({})
-    return arrays
+@pytest.fixture(scope="module")
+def scored(commit_scores: Callable[..., None]) -> Callable[..., dict[str, np.ndarray]]:
+    """Commits made-up scores of a slide, and returns them."""
+
+    def score(store: TileStore, name: str, *, uncertain: bool = True, **model: Any) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(len(name))
+        tumour = rng.random(len(store)).astype(np.float32)
+        arrays = {"scores": np.column_stack([1 - tumour, tumour]), "attention": tumour / tumour.sum()}
+        if uncertain:
+            arrays |= {"uncertainty": rng.random(len(store)), "disagreement": rng.random(len(store))}
+        arrays = {key: values.astype(np.float32) for key, values in arrays.items()}
+        commit_scores(store, name, arrays, classes=list(CLASSES), **model)
+        return arrays
+
+    return score
 
 
 def drawn(store: TileStore, name: str) -> tuple[Commit, list[dict[str, float]]]:
@@ -78,7 +59,7 @@ def drawn(store: TileStore, name: str) -> tuple[Commit, list[dict[str, float]]]:
 
 @pytest.mark.parametrize("of_tiles", [False, True])
 def test_uncertainty_is_a_channel_and_a_measurement_and_a_model_of_tiles_has_no_attention(
-    store: TileStore, of_tiles: bool, monkeypatch: pytest.MonkeyPatch
+    store: TileStore, scored: Scored, of_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles = []
     monkeypatch.setattr(
@@ -105,8 +86,8 @@ def test_uncertainty_is_a_channel_and_a_measurement_and_a_model_of_tiles_has_no_
     assert painted.max() <= arrays["uncertainty"].max()
 
 
-def test_scores_of_before_there_was_an_uncertainty_are_drawn_without(store: TileStore) -> None:
-    scored(store, "old", with_uncertainty=False)
+def test_scores_of_before_there_was_an_uncertainty_go_without(store: TileStore, scored: Scored) -> None:
+    scored(store, "old", uncertain=False)
     commit, measured = drawn(store, "old")
     assert commit.record["channels"] == [*CLASSES, "attention rank"]
     assert not {"Uncertainty", "Disagreement"} & set(measured[0])
@@ -118,51 +99,87 @@ def redrawn(store: TileStore, name: str, settings: DrawSettings) -> Commit:
         return draw_heatmap(over, name, settings=settings)
 
 
-def test_each_format_gives_its_files_and_all_of_them_are_committed(store: TileStore) -> None:
+def test_formats_add_up_and_all_files_are_committed(store: TileStore, scored: Scored) -> None:
     scored(store, "formats")
-    drawn(store, "formats")
+    first, _ = drawn(store, "formats")
     folder = store.path("heatmaps/formats")
     for_qupath = {"tiles.geojson", "regions.geojson", "open-in-qupath.groovy"}
     always = for_qupath | {f"overlay-{name}.png" for name in CHANNELS}
     of_tiff = {"scores.ome.tif", *(f"heatmap-{name}.ome.tif" for name in CHANNELS)}
-    assert set(store.require("heatmaps/formats").files) == always | of_tiff
+    of_png = {f"heatmap-{name}.png" for name in CHANNELS}
+    assert set(first.files) == always | of_tiff
     with tifffile.TiffFile(folder / "scores.ome.tif") as tif:
         expected = tif.series[0].asarray()
-    commit = redrawn(store, "formats", DrawSettings((Format.PNG,)))
-    assert set(commit.files) == always | {f"heatmap-{name}.png" for name in CHANNELS}
-    picture = cv2.imread(str(folder / "heatmap-tumour.png"))
-    assert picture.shape[1] >= expected.shape[2]
-    for version in Ngff:
-        commit = redrawn(store, "formats", DrawSettings((Format.OME_ZARR,), version))
-        zarr_files = set(commit.files) - always
-        assert zarr_files
-        assert all(file.startswith("scores.ome.zarr/") for file in zarr_files)
-        array = zarr.open_array(folder / "scores.ome.zarr" / "0", mode="r")
-        np.testing.assert_array_equal(array[:], expected)
-    assert store.find("heatmaps/formats") is not None, "no file beside those that were committed"
+    with store.output.lock():
+        more = draw_heatmap(store, "formats", settings=DrawSettings((Format.PNG, Format.OME_ZARR)))
+    of_zarr = set(more.files) - always - of_tiff - of_png
+    assert set(more.files) == always | of_tiff | of_png | of_zarr
+    assert {name: more.files[name] for name in first.files} == first.files, "the same bytes again"
+    assert all(file.startswith("scores.ome.zarr/") for file in of_zarr)
+    np.testing.assert_array_equal(zarr.open_array(folder / "scores.ome.zarr" / "0", mode="r")[:], expected)
+    assert cv2.imread(str(folder / "heatmap-tumour.png")).shape[1] >= expected.shape[2]
+    with store.output.lock():
+        assert draw_heatmap(store, "formats") == more, "what is there already is not taken away"
+        with pytest.raises(RecipeError, match=r"was drawn with --ngff 0\.5, not 0\.4\. Use"):
+            draw_heatmap(store, "formats", settings=DrawSettings((Format.OME_ZARR,), Ngff.V04))
+    alone = redrawn(store, "formats", DrawSettings((Format.OME_ZARR,), Ngff.V04))
+    assert set(alone.files) & (of_tiff | of_png) == set()
+    np.testing.assert_array_equal(zarr.open_array(folder / "scores.ome.zarr" / "0", mode="r")[:], expected)
+    with store.output.lock():  # what is not asked for stays of its version
+        kept = draw_heatmap(store, "formats", settings=DrawSettings((Format.PNG,))).recipe["settings"]
+    assert (kept["formats"], kept["ngff"]) == (["ome-zarr", "png"], "0.4")
 
 
 CHANNELS = (*CLASSES, "attention-rank", "uncertainty")
 
 
-def test_other_settings_do_not_mix_unless_they_are_to_replace(store: TileStore) -> None:
+def test_other_settings_do_not_mix_and_each_is_named(store: TileStore, scored: Scored) -> None:
     scored(store, "mixed")
     first, _ = drawn(store, "mixed")
     assert first.recipe["settings"] == AS_USUAL.as_json()
-    others = (
-        DrawSettings((Format.OME_TIFF, Format.PNG)),
-        DrawSettings(overlap=Overlap.MAX),
-        DrawSettings(scale=Scale.RANK),
+    other = DrawSettings(overlap=Overlap.MAX, scale=Scale.RANK)
+    rules = RegionRules(threshold=0.25, least_area_um2=123.5, least_hole_um2=123.5)
+    with store.output.lock(), pytest.raises(RecipeError) as caught:
+        draw_heatmap(store, "mixed", settings=other, qupath=QupathOptions(rules, Origin.SLIDE))
+    assert str(caught.value.reason) == (
+        "the heatmap of slide 'one' was drawn with --qupath-origin bounds, not slide; "
+        "--region-area 10000.0, not 123.5; --region-area for holes 10000.0, not 123.5; "
+        "--region-threshold 0.5, not 0.25; --overlap mean, not max; --scale value, not rank"
     )
-    for settings in others:
-        with store.output.lock(), pytest.raises(RecipeError, match="settings"):
-            draw_heatmap(store, "mixed", settings=settings)
-        assert redrawn(store, "mixed", settings).recipe["settings"] == settings.as_json()
-    again = redrawn(store, "mixed", AS_USUAL)
-    assert again.files == first.files, "equal settings give equal bytes"
+    assert "--overwrite" in str(caught.value)
+    assert store.require("heatmaps/mixed") == first
+    assert redrawn(store, "mixed", other).recipe["settings"] == other.as_json()
+    assert redrawn(store, "mixed", AS_USUAL).files == first.files, "equal settings give equal bytes"
 
 
-def test_ranks_are_colours_and_never_stored_scores(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heatmap_of_an_earlier_version_is_called_one(store: TileStore, scored: Scored) -> None:
+    scored(store, "early")
+    with store.output.lock():
+        recipe = {"step": "heatmap", "inputs": store.inputs("scores/early", "tissue")}
+        draft = store.begin("heatmaps/early", recipe)
+        assert draft is not None
+        draft.publish({})
+        with pytest.raises(RecipeError, match="drawn by an earlier version of Microtome") as caught:
+            draw_heatmap(store, "early")
+    assert "--overwrite" in str(caught.value)
+    assert "scores.ome.tif" in redrawn(store, "early", AS_USUAL).files
+
+
+def test_a_heatmap_of_scores_that_were_replaced_says_so(store: TileStore, scored: Scored) -> None:
+    scored(store, "again")
+    drawn(store, "again")
+    over = TileStore(store.output, store.slide_id, overwrite=True)
+    scored(over, "again", head="another")
+    with (
+        store.output.lock(),
+        pytest.raises(RecipeError, match="drawn with other scores/again than are there"),
+    ):
+        draw_heatmap(store, "again")
+
+
+def test_ranks_are_colours_and_never_stored_scores(
+    store: TileStore, scored: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
     titles = []
     monkeypatch.setattr(
         draw, "draw_overlay", lambda *a, **k: titles.append(k["title"]) or draw_overlay(*a, **k)

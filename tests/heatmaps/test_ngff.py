@@ -8,35 +8,19 @@ import numpy as np
 import pytest
 import zarr
 
+from heatmaps.levels import level_sizes, shrink
 from heatmaps.ngff import write_ngff
-from heatmaps.pyramid import level_sizes, shrink
-from heatmaps.raster import Heatmap, paint
+from heatmaps.raster import paint
 from heatmaps.settings import Ngff
 from wsi.errors import OutputError, UsageError
 
-SLIDE = (18_000, 12_200)
-MPP = 0.2528
-TILE = 506.3
-MARK = (14_175, 9113)
-
-
-def paint_at(origins, values, channels):
-    return paint(
-        origins,
-        values,
-        channels=channels,
-        tile=(TILE, TILE),
-        stride=(TILE, TILE),
-        slide_size=SLIDE,
-        slide_mpp=MPP,
-    )
-
 
 @pytest.fixture(scope="module")
-def heatmap():
+def heatmap(large_scene):
     rng = np.random.default_rng(0)
-    origins = np.stack(np.meshgrid(np.arange(18, 34), np.arange(24)), axis=-1).reshape(-1, 2) * TILE
-    return paint_at(origins.astype(int), rng.random((len(origins), 2)), ("tumour", 'a <&"é> b'))
+    grid = np.stack(np.meshgrid(np.arange(18, 34), np.arange(24)), axis=-1).reshape(-1, 2)
+    origins = grid * large_scene.tile
+    return large_scene.paint(origins.astype(int), rng.random((len(origins), 2)), ("tumour", 'a <&"é> b'))
 
 
 @pytest.fixture(params=Ngff, ids=lambda version: version.value)
@@ -72,14 +56,14 @@ def test_every_level_holds_the_means_of_the_heatmap(tmp_path, heatmap, version):
         np.testing.assert_array_equal(pixels, expected)
 
 
-def test_a_tile_lies_where_it_lies_in_every_level(tmp_path, version):
-    write_ngff(tmp_path / "s.ome.zarr", paint_at([MARK], [[1.0]], ("mark",)), version=version)
+def test_a_tile_lies_where_it_lies_in_every_level(tmp_path, large_scene, version):
+    write_ngff(tmp_path / "s.ome.zarr", large_scene.marked(), version=version)
     for pixels, first, side in levels(tmp_path / "s.ome.zarr", version):
         for axis, along in ((1, 1), (2, 0)):
             there = np.nonzero((~np.isnan(pixels)).any(axis=(0, 3 - axis)))[0]
             middle = first[axis] + (there.min() + there.max()) / 2 * side[axis]
             # Of the slide's own pixels the first one's middle is at 0.
-            true = (MARK[along] + TILE / 2 - 0.5) * MPP
+            true = (large_scene.mark[along] + large_scene.tile / 2 - 0.5) * large_scene.mpp
             assert abs(middle - true) <= 0.5 * side[axis]
 
 
@@ -147,12 +131,9 @@ def test_each_version_is_stored_as_its_readers_can_read_it(tmp_path, heatmap):
     assert json.loads((tmp_path / "0.5" / "zarr.json").read_text())["zarr_format"] == 3
 
 
-def test_equal_heatmaps_give_equal_bytes_and_others_do_not(tmp_path, heatmap, version):
-    other = Heatmap(
-        np.asarray(heatmap.values) / 2, heatmap.channels, heatmap.scale, heatmap.scale_y, heatmap.mpp
-    )
+def test_equal_heatmaps_give_equal_bytes_and_others_do_not(tmp_path, heatmap, halved, version):
     texts = []
-    for number, scores in enumerate((heatmap, heatmap, other)):
+    for number, scores in enumerate((heatmap, heatmap, halved(heatmap))):
         folder = tmp_path / str(number)
         write_ngff(folder, scores, version=version)
         files = [path for path in folder.rglob("*") if path.is_file()]

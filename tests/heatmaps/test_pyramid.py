@@ -11,40 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatmaps.colour import colour
-from heatmaps.pyramid import level_sizes, shrink, write_colours, write_scores
+from heatmaps.levels import level_sizes, shrink
+from heatmaps.pyramid import write_colours, write_scores
 from heatmaps.raster import Heatmap, paint
 from wsi.errors import OutputError
 
 OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
-SLIDE = (9000, 6100)
-MPP = 0.2528
-TILE = 506.3
-MARK = (7087, 4556)  # the one tile far from the corner, where a wrong downsample shows
 
 
 @pytest.fixture(scope="module")
-def heatmap():
+def heatmap(scene):
     rng = np.random.default_rng(0)
-    origins = np.stack(np.meshgrid(np.arange(17), np.arange(12)), axis=-1).reshape(-1, 2) * TILE
+    origins = np.stack(np.meshgrid(np.arange(17), np.arange(12)), axis=-1).reshape(-1, 2) * scene.tile
     origins = origins[rng.random(len(origins)) < 0.5].astype(int)
-    return paint_at(origins, rng.random((len(origins), 2)), ("tumour", 'a <&"é> b'))
+    return scene.paint(origins, rng.random((len(origins), 2)), ("tumour", 'a <&"é> b'))
 
 
 @pytest.fixture(scope="module")
-def marked():
-    return paint_at([MARK], [[1.0]], ("mark",))
-
-
-def paint_at(origins, values, channels):
-    return paint(
-        origins,
-        values,
-        channels=channels,
-        tile=(TILE, TILE),
-        stride=(TILE, TILE),
-        slide_size=SLIDE,
-        slide_mpp=MPP,
-    )
+def marked(scene):
+    return scene.marked()
 
 
 def test_every_reader_sees_the_same_pyramid(tmp_path, heatmap, see):
@@ -61,11 +46,11 @@ def test_every_reader_sees_the_same_pyramid(tmp_path, heatmap, see):
         np.testing.assert_array_equal(level, expected)
 
 
-def test_a_tile_lies_where_it_lies_in_every_reader_and_level(tmp_path, marked, see):
+def test_a_tile_lies_where_it_lies_in_every_reader_and_level(tmp_path, scene, marked, see):
     path = tmp_path / "s.heatmap.ome.tif"
     write_colours(path, marked, "mark")
     seen = see(path)
-    assert_in_place([(level != 255).any(axis=2) for level in seen.levels], seen.mpp)
+    assert_in_place(scene, [(level != 255).any(axis=2) for level in seen.levels], seen.mpp)
 
 
 def test_every_reader_of_floats_sees_the_same_numbers(tmp_path, heatmap, see_scores):
@@ -82,21 +67,21 @@ def test_every_reader_of_floats_sees_the_same_numbers(tmp_path, heatmap, see_sco
         np.testing.assert_array_equal(level, expected)
 
 
-def test_a_tiles_score_lies_where_it_lies_in_every_reader_of_floats(tmp_path, marked, see_scores):
+def test_a_tiles_score_lies_where_it_lies_in_every_reader_of_floats(tmp_path, scene, marked, see_scores):
     path = tmp_path / "s.scores.ome.tif"
     write_scores(path, marked)
     seen = see_scores(path)
-    assert_in_place([~np.isnan(level[0]) for level in seen.levels], seen.mpp)
+    assert_in_place(scene, [~np.isnan(level[0]) for level in seen.levels], seen.mpp)
 
 
-def assert_in_place(found, mpp):
+def assert_in_place(scene, found, mpp):
     """The tile's middle is there to half a pixel, as a viewer has it: downsamples are ratios of sizes."""
     assert len(found) >= 2
     for level in found:
         for axis, along in ((1, 0), (0, 1)):
             there = np.nonzero(level.any(axis=along))[0]
             pixel = mpp[along] * found[0].shape[axis] / level.shape[axis]
-            middle = (MARK[along] + TILE / 2) * MPP
+            middle = (scene.mark[along] + scene.tile / 2) * scene.mpp
             assert abs((there.min() + there.max() + 1) / 2 * pixel - middle) <= 0.5 * pixel
 
 
@@ -142,21 +127,15 @@ def test_one_channel_keeps_its_axis(tmp_path, marked):
     np.testing.assert_array_equal(stored, np.moveaxis(np.asarray(marked.values), 2, 0))
 
 
-def test_equal_heatmaps_give_equal_bytes_and_others_do_not(tmp_path, heatmap):
+def test_equal_heatmaps_give_equal_bytes_and_others_do_not(tmp_path, heatmap, halved):
     for write in (write_scores, lambda path, scores: write_colours(path, scores, "tumour")):
         texts = []
-        for number, scores in enumerate((heatmap, heatmap, other(heatmap))):
+        for number, scores in enumerate((heatmap, heatmap, halved(heatmap))):
             path = tmp_path / f"{number}.ome.tif"
             write(path, scores)
             texts.append(path.read_bytes())
         assert texts[0] == texts[1]
         assert texts[0] != texts[2]
-
-
-def other(heatmap):
-    return Heatmap(
-        np.asarray(heatmap.values) / 2, heatmap.channels, heatmap.scale, heatmap.scale_y, heatmap.mpp
-    )
 
 
 def test_the_range_is_stated_in_the_file(tmp_path, heatmap):
@@ -212,8 +191,8 @@ def test_empty_area_costs_nothing_but_its_place_in_the_table(tmp_path, write):
             assert np.isnan(pixels).sum() == pixels.size - 32 * 32
 
 
-def test_a_heatmap_without_any_tile_is_a_file_too(tmp_path, quick_readers):
-    heatmap = paint_at(np.zeros((0, 2)), np.zeros((0, 1)), ("mark",))
+def test_a_heatmap_without_any_tile_is_a_file_too(tmp_path, scene, quick_readers):
+    heatmap = scene.paint(np.zeros((0, 2)), np.zeros((0, 1)), ("mark",))
     write_scores(tmp_path / "s.ome.tif", heatmap)
     assert np.isnan(tifffile.imread(tmp_path / "s.ome.tif")).all()
     write_colours(tmp_path / "c.ome.tif", heatmap, "mark")
@@ -288,7 +267,7 @@ def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path, heatmap, monkeyp
     def full_disk(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("heatmaps.pyramid.shrink", full_disk)
+    monkeypatch.setattr("heatmaps.pyramid.make_levels", full_disk)
     with pytest.raises(OutputError, match="No space left"):
         write_scores(path, heatmap)
     assert path.read_bytes() == old

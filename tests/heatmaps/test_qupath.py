@@ -6,6 +6,7 @@ import gzip
 import json
 import tracemalloc
 import uuid
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatmaps.qupath import PACKED_FROM, TileClasses, tiles_name, write_tiles
+from wsi.annotations import read_annotations
 from wsi.errors import OutputError
 
 SLIDE = (3000, 2100)
@@ -237,6 +239,17 @@ def test_a_packed_file_holds_the_same_and_no_clock(tmp_path, monkeypatch):
     assert written(tmp_path / "another.geojson.gz") == packed
 
 
+def test_a_file_of_many_members_is_one_file(tmp_path):
+    cells = np.stack(np.meshgrid(np.arange(100), np.arange(90)), axis=-1).reshape(-1, 2) * 20
+    change = {"origins": cells, "tile": (20, 20), "slide_size": (2000, 1800), "measurements": {}}
+    packed, plain = (written(tmp_path / name, **change) for name in ("t.geojson.gz", "t.geojson"))
+    assert gzip.decompress(packed) == plain
+    first = zlib.decompressobj(wbits=31)
+    assert plain.startswith(first.decompress(packed))
+    assert first.unused_data[:2] == packed[:2], "more than one member"
+    assert len(read_annotations(tmp_path / "t.geojson.gz")) == len(cells) == len(accept(plain))
+
+
 def test_files_of_many_tiles_are_packed():
     assert tiles_name(PACKED_FROM - 1) == "tiles.geojson"
     assert tiles_name(PACKED_FROM) == "tiles.geojson.gz"
@@ -270,21 +283,21 @@ def test_no_tiles_are_an_empty_collection(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    # Tracing makes it ten times slower, hence no more tiles. See docs/qupath.md for a million.
-    cells = np.stack(np.meshgrid(np.arange(100), np.arange(100)), axis=-1).reshape(-1, 2) * 256
+    # See test_memory.py for a million.
+    cells = np.stack(np.meshgrid(np.arange(200), np.arange(200)), axis=-1).reshape(-1, 2) * 256
     scores = np.linspace(0, 1, len(cells), dtype=np.float32)
     peaks = []
-    for count in (4000, 10_000):
+    for count in (16_000, 40_000):
         change = {"origins": cells[:count], "measurements": {"p": scores[:count]}}
-        place = {"tile": (256, 256), "slide_size": (38_400, 25_600)}
+        place = {"tile": (256, 256), "slide_size": (51_200, 51_200)}
         tracemalloc.start()
         try:
             write_tiles(tmp_path / "t.geojson.gz", **(SOUND | place | change))
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    # Arrays of numbers grow, at some 90 bytes a tile; a feature kept alive would be over 1500.
-    assert peaks[1] - peaks[0] < 6000 * 150
+    # Arrays of numbers grow, at some 90 bytes a tile; a feature's text alone is over 300.
+    assert peaks[1] - peaks[0] < 24_000 * 150
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,49 +18,27 @@ from heatmaps.draw import draw_heatmap
 from heatmaps.numbers import TileNumbers
 from heatmaps.outlines import RegionRules
 from heatmaps.qupath_arguments import add_regions, qupath_options
-from heatmaps.qupath_files import QupathOptions, write_for_qupath
-from tiling.cut import cut_slide
-from tiling.grid import TileSpec
-from tiling.output import Output
+from heatmaps.qupath_files import QupathOptions, find_regions, write_for_qupath
 from tiling.quality import MEASURES
-from tiling.recipe import CutRecipe
-from tiling.store import TileStore, make_array
-from tiling.survey import survey_slide
+from tiling.store import TileStore
 from wsi.annotations import Origin, read_annotations
 from wsi.errors import RecipeError, UsageError
 from wsi.found import is_as_found
-from wsi.slide import Slide
-from wsi.synthetic import write_slide
-from wsi.tissue import HlsThresholds
 
 CLASSES = ("normal", "Tumor", 'it\'s "all": ${x}')
 RULES = RegionRules(least_area_um2=0, least_hole_um2=0)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> TileStore:
-    """A slide of 768 x 512 px, cut into tiles of 64 µm and scored: tumour on its left."""
-    folder = tmp_path_factory.mktemp("for-qupath")
-    write_slide(folder / "one.svs", seed=7, lesion=True, size=(768, 512))
-    store = TileStore(Output(folder / "out"), "one")
-    with store.output.lock(), Slide(folder / "one.svs") as slide:
-        survey_slide(slide, store, HlsThresholds())
-        cut_slide(slide, store, CutRecipe(TileSpec(32, 1.0), stain=None, pixels=None))
-        rng = np.random.default_rng(0)
-        left = store.origins[:, 0] < np.median(store.origins[:, 0])
-        tumour = np.where(left, 0.8, 0.1) + rng.uniform(0, 0.1, len(store))
-        scores = np.column_stack([1 - tumour - 0.05, tumour, np.full(len(store), 0.05)])
-        arrays = {"scores": scores, "attention": tumour / tumour.sum()}
-        arrays |= {"uncertainty": rng.random(len(store)), "disagreement": rng.random(len(store))}
-        model = {"classes": list(CLASSES), "weights_sha256": "0"}
-        recipe = {"step": "scores", "inputs": store.inputs("tiles"), "model": model}
-        draft = store.begin("scores/m", recipe)
-        assert draft is not None
-        for key, values in arrays.items():
-            make_array(
-                draft, key, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
-            ).write_all(values.astype(np.float32))
-        draft.publish({})
+def made(cut: Callable[[int], TileStore], commit_scores: Callable[..., None]) -> TileStore:
+    """A slide that is cut and scored: tumour on its left."""
+    store, rng = cut(32), np.random.default_rng(0)
+    left = store.origins[:, 0] < np.median(store.origins[:, 0])
+    tumour = np.where(left, 0.8, 0.1) + rng.uniform(0, 0.1, len(store))
+    scores = np.column_stack([1 - tumour - 0.05, tumour, np.full(len(store), 0.05)])
+    arrays = {"scores": scores, "attention": tumour / tumour.sum()}
+    arrays |= {"uncertainty": rng.random(len(store)), "disagreement": rng.random(len(store))}
+    commit_scores(store, "m", arrays, classes=list(CLASSES))
     return store
 
 
@@ -89,10 +68,13 @@ def drawn(store: TileStore, folder: Path, options: QupathOptions) -> Path:
     uncertainty, disagreement = store.uncertainty("m") or ()
     numbers = TileNumbers(CLASSES, scores, attention, uncertainty, disagreement)
     folder.mkdir(exist_ok=True)
+    regions = [
+        one for name in CLASSES for one in find_regions(Painted(store), name, store, rules=options.regions)
+    ]
     write_for_qupath(
         folder,
         store,
-        Painted(store),
+        regions,
         classes=CLASSES,
         scores=scores,
         measurements=numbers.measurements(),
@@ -204,7 +186,7 @@ def test_other_options_are_another_heatmap(made: TileStore) -> None:
     with made.output.lock():
         files = draw_heatmap(made, "m", qupath=QupathOptions(RULES)).files
         assert {"tiles.geojson", "regions.geojson", "open-in-qupath.groovy"} <= set(files)
-        with pytest.raises(RecipeError, match="made with"):
+        with pytest.raises(RecipeError, match="drawn with --qupath-origin bounds, not slide"):
             draw_heatmap(made, "m", qupath=QupathOptions(RULES, Origin.SLIDE))
 
 

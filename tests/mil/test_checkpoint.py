@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from corpus.models import CLASSES, FEATURES, card, republish, small_head
+from mil.card import read_name
 from mil.checkpoint import (
     Calibration,
     Judges,
@@ -46,6 +47,23 @@ def test_what_is_saved_comes_back(saved: Path) -> None:
         assert torch.equal(tensor, head.state_dict()[name])
     assert not head.training
     assert head.settings == {"hidden": 6, "attention": 4, "dropout": 0.25}
+
+
+def test_its_name_and_hash_are_read_without_its_weights_and_its_bytes_are_checked_all_the_same(
+    saved: Path, tmp_path: Path
+) -> None:
+    ensemble = Ensemble((small_head(), small_head(seed=1)), (1.0, 1.0))
+    several = describe(ensemble, name="several", classes=CLASSES, features=FEATURES)
+    save_model(tmp_path / "several", ensemble, several)
+    for folder in (saved, tmp_path / "several"):
+        model, _ = load_model(folder)
+        known = read_name(folder)
+        assert (known.name, known.weights_sha256) == (model.name, model.weights_sha256)
+    weights = saved / "member-0.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    for wrong in (saved, tmp_path / "absent", tmp_path):
+        with pytest.raises(UsageError):
+            read_name(wrong)
 
 
 def test_the_same_model_is_the_same_bytes_and_saving_it_again_does_nothing(saved: Path) -> None:

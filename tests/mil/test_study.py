@@ -117,6 +117,25 @@ def desk(tmp_path: Path, encoded: Path) -> Desk:
     return made
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Desk:
+    """One that all tests see, and none changes."""
+    made = Desk(tmp_path_factory.mktemp("untouched") / "desk")
+    shutil.copytree(encoded, made.folder)
+    made.write(TABLE)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Desk:
+    """The same, with a model by `RECIPE`: what others have to be equal to."""
+    made = Desk(tmp_path_factory.mktemp("trained") / "desk")
+    shutil.copytree(encoded, made.folder)
+    made.write(TABLE)
+    made.train()
+    return made
+
+
 # What a folder holds ---------------------------------------------------------------------------------------
 
 
@@ -141,31 +160,28 @@ def test_a_model_is_published_with_all_that_is_needed_to_make_it_again(desk: Des
     assert not (desk.folder / ".work").exists()
 
 
-def test_two_trainings_give_the_same_bytes_wherever_features_are_kept(desk: Desk) -> None:
-    desk.train("a/model")
+def test_two_trainings_give_the_same_bytes_wherever_features_are_kept(desk: Desk, trained: Desk) -> None:
     desk.train("b/model", memory_bytes=0)
-    assert desk.files("a/model") == desk.files("b/model")
+    assert trained.files("model") == desk.files("b/model")
     desk.train("c/model", replace(RECIPE, training=replace(QUICK, seed=1)))
-    assert desk.files("a/model")["member-0.safetensors"] != desk.files("c/model")["member-0.safetensors"]
+    assert trained.files("model")["member-0.safetensors"] != desk.files("c/model")["member-0.safetensors"]
 
 
-def test_what_members_said_is_what_their_saved_weights_say(desk: Desk) -> None:
+def test_what_members_said_is_what_their_saved_weights_say(trained: Desk) -> None:
     """To the bit: so it was said in eval mode, by these weights, of these slides."""
-    desk.train()
-    _, ensemble = load_model(desk.folder / "model")
-    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+    _, ensemble = load_model(trained.folder / "model")
+    predictions = read_predictions(trained.folder / "model" / "predictions.csv")
     assert {(entry.member, entry.part) for entry in predictions.members} == {
         (member, part) for member in range(3) for part in Part
     }
     for entry in predictions.members:
-        stores = [TileStore(Output(desk.folder / "out"), slide) for slide in entry.slide_ids]
+        stores = [TileStore(Output(trained.folder / "out"), slide) for slide in entry.slide_ids]
         logits = bag_logits(ensemble.members[entry.member], [read_bag(store, KEY) for store in stores])
         assert (entry.logits == logits).all()
 
 
-def test_each_slide_is_tested_once_and_no_patient_is_on_two_sides(desk: Desk) -> None:
-    desk.train()
-    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+def test_each_slide_is_tested_once_and_no_patient_is_on_two_sides(trained: Desk) -> None:
+    predictions = read_predictions(trained.folder / "model" / "predictions.csv")
     tested = [slide for entry in predictions.of(Part.TEST) for slide in entry.slide_ids]
     assert sorted(tested) == sorted(f"s{i}" for i in range(12))
     parts = (predictions.of(Part.VALIDATION), predictions.of(Part.TEST))
@@ -177,7 +193,7 @@ def test_each_slide_is_tested_once_and_no_patient_is_on_two_sides(desk: Desk) ->
     fold_of_patient = {(table[slide], e.member) for e in predictions.of(Part.TEST) for slide in e.slide_ids}
     assert len(fold_of_patient) == len({patient for patient, _ in fold_of_patient}) == 6
     assert all(entry.slide_ids == EXTERNAL for entry in predictions.of(Part.EXTERNAL))
-    folds = {row["slide_id"]: row["fold"] for row in desk.rows("model", "splits.csv")}
+    folds = {row["slide_id"]: row["fold"] for row in trained.rows("model", "splits.csv")}
     assert folds == {
         s: str(e.member) for e in predictions.of(Part.TEST) for s in e.slide_ids
     } | dict.fromkeys(EXTERNAL, "")
@@ -199,9 +215,9 @@ def test_a_member_knows_nothing_of_the_slides_that_it_is_tested_on(desk: Desk) -
     assert desk.train("c/model", recipe).members == after.members
 
 
-def test_temperatures_come_from_validation_and_the_rule_from_test_slides(desk: Desk) -> None:
-    model = desk.train()
-    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+def test_temperatures_come_from_validation_and_the_rule_from_test_slides(desk: Desk, trained: Desk) -> None:
+    model, _ = load_model(trained.folder / "model")
+    predictions = read_predictions(trained.folder / "model" / "predictions.csv")
     assert model.calibration is not None
     temperatures = tuple(fit_temperature(e.logits, e.labels) for e in predictions.of(Part.VALIDATION))
     assert model.calibration.temperatures == temperatures
@@ -217,11 +233,11 @@ def test_temperatures_come_from_validation_and_the_rule_from_test_slides(desk: D
     assert loose.calibration.conformal.quantiles[0] == pytest.approx(sorted(worst.values())[3])
 
 
-def test_the_figures_are_those_of_the_predictions(desk: Desk) -> None:
-    model = desk.train()
-    figures = json.loads(desk.files("model")["metrics.json"])
+def test_the_figures_are_those_of_the_predictions(trained: Desk) -> None:
+    model, _ = load_model(trained.folder / "model")
+    figures = json.loads(trained.files("model")["metrics.json"])
     assert figures == model.training["figures"]
-    predictions = read_predictions(desk.folder / "model" / "predictions.csv")
+    predictions = read_predictions(trained.folder / "model" / "predictions.csv")
     aurocs, accuracies, external = [], [], []
     temperatures = model.calibration.temperatures if model.calibration else ()
     for entry in predictions.of(Part.TEST):
@@ -238,13 +254,13 @@ def test_the_figures_are_those_of_the_predictions(desk: Desk) -> None:
     assert figures["external"]["slides"] == 2
 
 
-def test_the_history_is_of_every_epoch_and_its_picture_is_one(desk: Desk) -> None:
-    model = desk.train()
-    rows = desk.rows("model", "history.csv")
+def test_the_history_is_of_every_epoch_and_its_picture_is_one(trained: Desk) -> None:
+    model, _ = load_model(trained.folder / "model")
+    rows = trained.rows("model", "history.csv")
     assert [(row["member"], row["epoch"]) for row in rows] == [(m, e) for m in "012" for e in "123"]
     kept = {row["member"]: int(row["epoch"]) for row in rows if row["kept"] == "1"}
     assert kept == {str(i): member["kept_epoch"] for i, member in enumerate(model.training["members"])}
-    picture = desk.files("model")["learning-curve.png"]
+    picture = trained.files("model")["learning-curve.png"]
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
 
@@ -361,13 +377,12 @@ def test_training_and_predicting_by_commands(desk: Desk, capsys: pytest.CaptureF
     assert "a model is there already" in capsys.readouterr().err
 
 
-def test_spelling_of_the_table_changes_nothing_but_its_copy(desk: Desk) -> None:
-    desk.train("a/model")
+def test_spelling_of_the_table_changes_nothing_but_its_copy(desk: Desk, trained: Desk) -> None:
     desk.labels.write_bytes(
         b"\xef\xbb\xbf" + TABLE.replace("\n", "\r\n").replace(",", " , ").encode() + b"\r\n,,,\r\n"
     )
     desk.train("b/model")
-    assert desk.files("a/model") == desk.files("b/model")
+    assert trained.files("model") == desk.files("b/model")
 
 
 def table(header: str, *lines: str) -> str:
@@ -453,8 +468,13 @@ def test_a_table_that_would_spoil_the_study_is_refused_by_name_before_any_work(
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_any_work(
-    desk: Desk, no_fit: Callable[[], None], more: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+    untouched: Desk,
+    no_fit: Callable[[], None],
+    more: list[str],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    desk = untouched
     no_fit()
     before = sorted(desk.folder.rglob("*"))
     assert cli.main(words(desk, *more)) == 2
@@ -526,16 +546,15 @@ def stop_in_last(desk: Desk, name: str, recipe: StudyRecipe = RECIPE) -> None:
 
 
 def test_a_study_that_was_stopped_trains_only_the_members_that_it_lacks(
-    desk: Desk, fitted: list[int]
+    desk: Desk, trained: Desk, fitted: list[int]
 ) -> None:
-    desk.train("a/model")
     stop_in_last(desk, "b/model")
     fitted.clear()
     reported = []
     desk.train("b/model", report=lambda number, count, epoch: reported.append((number, count, epoch.number)))
     assert fitted == seeds_of(2)
     assert reported == [(2, 3, 1), (2, 3, 2), (2, 3, 3)]
-    assert desk.files("a/model") == desk.files("b/model")
+    assert trained.files("model") == desk.files("b/model")
     assert sorted(path.name for path in (desk.folder / "b").iterdir()) == ["model"]
 
 
@@ -560,18 +579,33 @@ def test_a_study_that_was_stopped_before_its_model_was_published_trains_nothing_
     assert desk.files("a/model") == desk.files("b/model")
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+import cli, mil.study, torch._dynamo  # optimisers import it, which takes seconds
+for point in sys.argv[1].split():
+    process = os.fork()
+    if not process:
+        os.environ["MICROTOME_CRASH_AT"] = point
+        os._exit(cli.main(sys.argv[2:]))
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    print(f"{code}/{Path(sys.argv[sys.argv.index('-m') + 1]).exists()}", flush=True)
+"""
+"""Says of each run how it ended, and whether a model is there. What is imported is imported once."""
+
+
 def test_a_training_that_was_killed_goes_on(desk: Desk, fitted: list[int]) -> None:
     """By SIGKILL, in a process of its own: while the second member is written, and when it is finished."""
     asked = words(desk, "--device", "cpu")
-    for point in ("part-written:2", "part-finished:1"):  # that run finishes one, as the first is there
-        killed = subprocess.run(
-            [sys.executable, "-c", "import sys, cli; sys.exit(cli.main(sys.argv[1:]))", *asked],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "MICROTOME_CRASH_AT": point},
-            capture_output=True,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert not (desk.folder / "model").exists()
+    # That run finishes one, as the first is there.
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "part-written:2 part-finished:1", *asked],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.stdout.split() == 2 * [f"{-signal.SIGKILL}/False"], killed.stderr
     assert cli.main(asked) == 0
     assert fitted == seeds_of(2)
     there = desk.files("model")
@@ -632,9 +666,8 @@ def test_what_is_only_asked_of_members_afterwards_trains_none_again(desk: Desk, 
 
 @pytest.mark.parametrize(("number", "suffix"), [(0, "safetensors"), (1, "json")])
 def test_a_member_that_was_damaged_meanwhile_is_trained_again(
-    desk: Desk, fitted: list[int], number: int, suffix: str
+    desk: Desk, trained: Desk, fitted: list[int], number: int, suffix: str
 ) -> None:
-    desk.train("a/model")
     stop_in_last(desk, "b/model")
     fitted.clear()
     (kept,) = (desk.folder / "b" / ".work").glob(f"*/member-{number}.{suffix}")
@@ -643,10 +676,10 @@ def test_a_member_that_was_damaged_meanwhile_is_trained_again(
     kept.write_bytes(data)
     desk.train("b/model")
     assert fitted == seeds_of(number, 2)
-    assert desk.files("a/model") == desk.files("b/model")
+    assert trained.files("model") == desk.files("b/model")
 
 
-def test_one_model_is_trained_by_one_process_at_a_time(desk: Desk, fitted: list[int]) -> None:
+def test_one_model_is_trained_by_one_process_at_a_time(desk: Desk, trained: Desk, fitted: list[int]) -> None:
     """Another one beside it is nobody's business."""
     refused = []
 
@@ -659,7 +692,6 @@ def test_one_model_is_trained_by_one_process_at_a_time(desk: Desk, fitted: list[
 
     desk.train(report=train_more)
     assert refused == [2]
-    desk.train("a/model")
-    assert desk.files("a/model") == desk.files("model")
+    assert trained.files("model") == desk.files("model")
     assert desk.files("other")["member-2.safetensors"] == desk.files("model")["member-2.safetensors"]
     assert not (desk.folder / ".work").exists()

@@ -7,7 +7,6 @@ import json
 import os
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -37,37 +36,6 @@ from wsi.tissue import HlsThresholds, TissueMask
 
 RECIPE = CutRecipe(spec=TileSpec(size_px=64, mpp=1.0), tiles_per_shard=16)
 HOSTILE = """<img src=x onerror=alert(1)> & "q" 'p' </title><script>"""
-VOID = {"meta", "img", "rect", "br"}
-
-
-class Page(HTMLParser):
-    """Refuses tags that are not closed, and collects text, tags and attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and data.strip():
-            self.texts.append((self.open[-1], data))
-
-    def within(self, tag: str) -> list[str]:
-        return [text for found, text in self.texts if found == tag]
 
 
 def facts(count: int = 40, **changes: Any) -> SlideQuality:
@@ -97,10 +65,10 @@ def pixels(rows: NDArray[np.intp]) -> NDArray[np.uint8]:
 # The page ------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
+def test_the_page_is_well_formed_and_needs_nothing_else(parsed: Any) -> None:
     jpeg = b"\xff\xd8 picture"
     text = qc_page(summarise(facts()), overview=jpeg, contact=jpeg + b"2")
-    page = Page(text)
+    page = parsed(text)
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert [base64.b64decode((source or "").partition("base64,")[2]) for source in sources] == [
         jpeg,
@@ -114,10 +82,10 @@ def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("hostile", [HOSTILE, "]]>--><!--", "&lt;b&gt;", "\u202eevil", "ß 切片"])
-def test_text_from_outside_stays_text(hostile: str) -> None:
+def test_text_from_outside_stays_text(hostile: str, parsed: Any) -> None:
     dangerous = facts(slide_id=hostile, warnings=[hostile], reasons=["pen", hostile, "pen"])
-    page = Page(qc_page(summarise(dangerous), overview=b"x", contact=None))
-    plain = Page(qc_page(summarise(facts(reasons=["pen", "new", "pen"])), overview=b"x", contact=None))
+    page = parsed(qc_page(summarise(dangerous), overview=b"x", contact=None))
+    plain = parsed(qc_page(summarise(facts(reasons=["pen", "new", "pen"])), overview=b"x", contact=None))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     assert page.within("h1") == [hostile]
     assert page.within("title") == [f"Quality of {hostile}", *plain.within("title")[1:]]
@@ -125,9 +93,9 @@ def test_text_from_outside_stays_text(hostile: str) -> None:
     assert f"tiles dropped: {hostile}" in page.within("th")
 
 
-def test_the_page_s_numbers_are_the_summary_s() -> None:
+def test_the_page_s_numbers_are_the_summary_s(parsed: Any) -> None:
     summary = json.loads(canonical(summarise(facts())))
-    page = Page(qc_page(summary, overview=None, contact=None))
+    page = parsed(qc_page(summary, overview=None, contact=None))
     cells = page.within("td")
     counts = [summary["tile"]["size_px"], summary["tile"]["mpp"], summary["tiles_kept"]]
     counts += summary["tiles_dropped"].values()
@@ -162,17 +130,17 @@ def test_the_same_facts_give_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_hardly_any_tiles_are_a_page_too(count: int) -> None:
+def test_hardly_any_tiles_are_a_page_too(count: int, parsed: Any) -> None:
     few = facts(count, dropped=np.empty((0, 2), np.int32), reasons=[], warnings=[])
-    page = Page(qc_page(summarise(few), overview=None, contact=None))
+    page = parsed(qc_page(summarise(few), overview=None, contact=None))
     assert str(count) in page.within("td")
 
 
-def test_tiles_that_were_not_measured_are_said_to_be() -> None:
+def test_tiles_that_were_not_measured_are_said_to_be(parsed: Any) -> None:
     summary = summarise(facts(quality=None))
     assert set(summary["percentiles"]) == {"tissue"}
     assert any("not measured" in note for note in summary["notes"])
-    page = Page(qc_page(summary, overview=None, contact=None))
+    page = parsed(qc_page(summary, overview=None, contact=None))
     assert any("not measured" in text for text in page.within("p"))
 
 
@@ -231,7 +199,7 @@ def test_the_map_shows_the_outline_and_every_reason() -> None:
 # The contact sheet ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [8, 64, 160, 200, 256])
+@pytest.mark.parametrize("size", [8, 160, 256])
 def test_the_sheet_shows_every_tile(size: int) -> None:
     rng = np.random.default_rng(size)
     tiles = rng.integers(0, 256, (11, size, size, 3), np.uint8)
@@ -327,7 +295,7 @@ def test_a_slide_is_reviewed_once_and_always_the_same(slide_path: Path, tmp_path
         assert os.fsencode(tmp_path) not in path.read_bytes()
 
 
-def test_the_files_say_what_the_store_holds(slide_path: Path, tmp_path: Path) -> None:
+def test_the_files_say_what_the_store_holds(slide_path: Path, tmp_path: Path, parsed: Any) -> None:
     store = reviewed(slide_path, tmp_path, replace(RECIPE, quality=QualityFilter(min_sharpness=1500.0)))
     summary = json.loads((store.path("qc") / "qc.json").read_bytes())
     assert summary == json.loads(canonical(summarise(facts_of(store))))
@@ -336,7 +304,7 @@ def test_the_files_say_what_the_store_holds(slide_path: Path, tmp_path: Path) ->
     assert summary["tiles_dropped"]["sharpness"] > 0
     assert summary["percentiles"]["sharpness"]["p1"] >= 1499
     text = (store.path("qc") / "qc.html").read_text(encoding="utf-8")
-    page = Page(text)
+    page = parsed(text)
     assert page.within("h1") == [slide_path.stem]
     contact = (store.path("qc") / "contact.jpg").read_bytes()
     assert base64.b64encode(contact).decode() in text

@@ -70,6 +70,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def cut_once(direct: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiles of a slide, for tests that add nothing to them."""
+    out = tmp_path_factory.mktemp("cut") / "out"
+    assert cli.main([str(word) for word in ("tile", direct, "-o", out, *CUT)]) == 0
+    return out
+
+
 def cut(path: Path, root: Path, recipe: CutRecipe = RECIPE) -> TileStore:
     store = TileStore(Output(root), path.stem)
     with store.output.lock(), Slide(path) as slide:
@@ -301,12 +309,11 @@ def test_settings_of_no_use_are_refused(
     reason: str,
     direct: Path,
     weights: Path,
-    tmp_path: Path,
+    cut_once: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(capsys, "tile", direct, "-o", tmp_path, *CUT)[0] == 0
     network = ["--encoder", ENCODER, "--weights", weights, "--device", "cpu"]
-    code, _, err = run(capsys, "encode", tmp_path, *network, "--slides", direct, *words)
+    code, _, err = run(capsys, "encode", cut_once, *network, "--slides", direct, *words)
     assert code == 2
     assert re.search(reason, err)
 

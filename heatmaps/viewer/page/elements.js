@@ -27,14 +27,16 @@ export function options(select, texts) {
   fill(select, ...texts.map((text, number) => make("option", { value: String(number) }, text)));
 }
 
-/** A number in few digits. */
+/** A number in few digits. Below one it is cut off, never rounded up: 0.9996 is not 1, nor 0.7998 the gate's 0.8. */
 export function short(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 100) return value.toFixed(0);
   if (size < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
+  if (size >= 1) return String(Number(value.toPrecision(3)));
+  const step = 10 ** (2 - Math.floor(Math.log10(size)));
+  return String((Math.sign(value) * Math.floor(Number((size * step).toPrecision(12)))) / step);
 }
 
 /** A message that goes away by itself. */

@@ -24,8 +24,9 @@ export class Marks {
     byId("undo").disabled = !answer.canUndo;
     byId("marks-count").textContent = this.marks.length ? String(this.marks.length) : "";
     const { tiles, fault } = answer.adapt;
-    byId("marks-adapt").textContent = fault ? `adapt would refuse these marks: ${fault}`
-      : tiles ? `For adapt: ${Object.entries(tiles).map(([name, count]) => `${count} ${count === 1 ? "tile" : "tiles"} of ${name}`).join(", ")}.` : "";
+    const label = answer.label ? ` In labels.csv this slide is ${answer.label}.` : "";
+    byId("marks-adapt").textContent = (fault ? `adapt would refuse these marks: ${fault}`
+      : tiles ? `For adapt: ${Object.entries(tiles).map(([name, count]) => `${count} ${count === 1 ? "tile" : "tiles"} of ${name}`).join(", ")}.` : "") + label;
     this.classes();
     this.list();
     this.verdict();
@@ -45,9 +46,9 @@ export class Marks {
   }
 
   async change(content) {
-    const { number } = this.facts;
+    const { number, version } = this.facts;
     try {
-      this.take(await postJson(`/api/slides/${number}/marks`, content), number);
+      this.take(await postJson(`/api/slides/${number}/marks`, { ...content, version }), number);
       return true;
     } catch (error) {
       toast(error.message);
@@ -117,7 +118,8 @@ export class Marks {
     const lines = [make("div", { class: "big" }, `${said.result} ${short(said.score)}`), make("div", { class: "faint" }, `${what}, by ${said.model}`)];
     if (said.decision) {
       const chip = make("span", { class: `chip ${said.decision === "confirmed" ? "good" : "warn"}` }, said.decision);
-      lines.push(make("div", { class: "line" }, make("span", {}, `confidence ${short(said.confidence)}`), chip));
+      const sure = typeof said.confidence === "number" ? [make("span", {}, `confidence ${short(said.confidence)}`)] : [];
+      lines.push(make("div", { class: "line" }, ...sure, chip));
     }
     for (const reason of said.reasons) lines.push(make("div", { class: "faint" }, reason));
     if (said.trained_on) lines.push(make("div", { class: "faint" }, "The model learned from this slide: this is no test of it."));
@@ -127,20 +129,14 @@ export class Marks {
     return this.buttons(byId("verdict-marks"), this.said("slide", said.model), said.result, (said2) => this.change({ do: "slide", layer, ...said2 }));
   }
 
-  /** The class that a tile scores highest in, by the layer that is shown. */
-  shownClass(tile) {
-    const layer = this.facts.layers[this.layerNow()];
-    const values = new Map(tile.layers.find((one) => one.name === layer?.name)?.values ?? []);
-    return (layer?.classes ?? []).reduce((best, name) => (best === undefined || values.get(name) > values.get(best) ? name : best), undefined);
-  }
-
   tileButtons(tile) {
     this.tile = tile;
     const target = byId("tile-marks");
     if (!tile) return fill(target);
     const layer = this.layerNow();
-    const shown = this.shownClass(tile);
-    const already = this.said("tile", this.facts.layers[layer]?.name, tile.box);
+    const model = this.facts.layers[layer]?.name;
+    const shown = tile.layers.find((one) => one.name === model)?.shown;
+    const already = this.said("tile", model, tile.box);
     return this.buttons(target, already, shown, (said) => this.sayOfTile(said));
   }
 

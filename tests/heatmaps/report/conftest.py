@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ VERDICT = {
         "reasons": ["confidence 0.9687 is at least 0.8"],
     },
 }
-VOID = {"meta", "img", "rect", "br"}
 
 
 def cut(output: Output, slides: dict[str, Path], *, pixels: bool = True) -> None:
@@ -123,71 +121,50 @@ def store(output: Output) -> TileStore:
 Reported = Callable[..., tuple[dict[str, Any], str]]
 
 
-@pytest.fixture
+def make_report(store: TileStore, logs: RunLogs | None = None, **more: Any) -> tuple[dict[str, Any], str]:
+    """A slide's report: its JSON and its page."""
+    chosen = choose_model(store.output, None)
+    with store.output.lock():
+        report_slide(store, chosen, logs or read_runs(store.output), **more)
+    folder = store.path(report_item(chosen))
+    return json.loads((folder / CONTENT).read_bytes()), (folder / PAGE).read_text()
+
+
+@pytest.fixture(scope="session")
 def reported() -> Reported:
-    """Makes a slide's report; gives its JSON and its page."""
-
-    def make(store: TileStore, logs: RunLogs | None = None, **more: Any) -> tuple[dict[str, Any], str]:
-        chosen = choose_model(store.output, None)
-        with store.output.lock():
-            report_slide(store, chosen, logs or read_runs(store.output), **more)
-        folder = store.path(report_item(chosen))
-        return json.loads((folder / CONTENT).read_bytes()), (folder / PAGE).read_text()
-
-    return make
+    return make_report
 
 
-class Page(HTMLParser):
-    """Refuses tags that are not closed, and collects tags, attributes and texts."""
+@dataclass(frozen=True)
+class Seen:
+    """A report that tests look at, and do not change."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.source = text
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in {"td", "th"}:
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and data.strip():
-            self.texts.append((self.open[-1], data))
-            if {"td", "th"} & set(self.open):
-                self.rows[-1][-1] += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for found, attributes in self.tags if found == tag]
-
-    def row(self, first: str) -> list[str]:
-        """The first row that begins with this cell, without it."""
-        return next(row[1:] for row in self.rows if row and row[0] == first)
-
-    @property
-    def words(self) -> str:
-        """All text that is seen, in one line."""
-        shown = (text for tag, text in self.texts if tag not in {"style", "script", "title"})
-        return re.sub(r"\s+", " ", " ".join(shown))
+    store: TileStore
+    scores: dict[str, np.ndarray]
+    """Nothing where no model has scored the slide."""
+    content: dict[str, Any]
+    html: str
+    page: Any
 
 
-@pytest.fixture
-def parsed() -> Callable[[str], Page]:
-    return Page
+def _seen(cut_once: Path, folder: Path, parsed: Any, *, scored: bool) -> Seen:
+    shutil.copytree(cut_once, folder / "out")
+    store = TileStore(Output(folder / "out"), "one")
+    scores = score(store) if scored else {}
+    content, html = make_report(store)
+    return Seen(store, scores, content, html, parsed(html))
+
+
+@pytest.fixture(scope="session")
+def scored(cut_once: Path, tmp_path_factory: pytest.TempPathFactory, parsed: Any) -> Seen:
+    """Of a slide with the verdict of three members."""
+    return _seen(cut_once, tmp_path_factory.mktemp("scored"), parsed, scored=True)
+
+
+@pytest.fixture(scope="session")
+def unscored(cut_once: Path, tmp_path_factory: pytest.TempPathFactory, parsed: Any) -> Seen:
+    """Of a slide that was cut, and no more."""
+    return _seen(cut_once, tmp_path_factory.mktemp("unscored"), parsed, scored=False)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import cli
+from heatmaps.report.cohort_page import MOST_COLUMNS
 from heatmaps.report.content import schema_text
 from heatmaps.report.html import share
 from tiling.output import Output
@@ -73,6 +74,21 @@ def test_the_table_is_that_of_the_slides(output: Output, scoring: Any, report: A
     assert content["counts"]["by_decision"] == {"confirmed": 1, "review required": 1}
     assert content["counts"]["by_status"] == {"predicted": 2, "tiles only": 1}
     assert "; ".join(UNSURE["decision"]["reasons"]) in page.words
+
+
+def test_scores_of_more_classes_than_a_sheet_is_wide_are_left_to_the_json(
+    output: Output, scoring: Any, report: Any, parsed: Any
+) -> None:
+    for count in (MOST_COLUMNS, MOST_COLUMNS + 1):
+        classes = tuple(f"class {number}" for number in range(count))
+        record = {"probabilities": dict.fromkeys(classes, 1 / count), "calibrated": False}
+        scoring(TileStore(output, "one"), classes=classes, record=record)
+        _, content, html = report("--overwrite")
+        row = next(row for row in content["slides"] if row["slide"] == "one")
+        assert row["scores"].keys() == set(classes)
+        page, narrow = parsed(html), count > MOST_COLUMNS
+        assert len(page.rows[0]) == 8 + (0 if narrow else count)
+        assert (f"Scores of the {count} classes are in the JSON" in page.words) == narrow
 
 
 def test_distributions_count_every_scored_slide(
@@ -156,4 +172,6 @@ def test_the_same_reports_and_logs_give_the_same_cohort(output: Output, report: 
     _, first, page = report(model="__tiles__")
     _, second, again = report(model="__tiles__")  # by then there is one log more, of a report
     assert (first, page) == (second, again)
-    assert np.isclose(first["time"]["total_seconds"], sum(s["seconds"] for s in first["time"]["steps"]))
+    time = first["time"]
+    parts = [step["seconds"] for step in time["steps"]] + [time["other_seconds"]]
+    assert np.isclose(time["total_seconds"], sum(parts))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from heatmaps.report.chosen import choose_model
+from heatmaps.report.chosen import Chosen, choose_model
+from heatmaps.report.clock import SlideRun, StepSeconds
 from heatmaps.report.make import PAGE, TILES_ONLY, report_slide
 from heatmaps.report.spent import RunLogs, read_runs
 from tiling.commit import canonical
@@ -70,10 +71,8 @@ def test_where_there_is_more_to_say_it_is_said_without_being_asked(
     scoring(store)  # now it is scored
     content, _ = reported(store)
     assert (content["status"], content["model"]["trained"]) == ("predicted", None)
-    content, _ = reported(
-        store, RunLogs(steps={"one": {"x": {"step": "x", "seconds": 1.5, "activities": {}}}})
-    )
-    assert content["time"]["total_seconds"] == 1.5
+    content, _ = reported(store, RunLogs({"one": [SlideRun("predict", 1.75, [StepSeconds("x", 1.5)])]}))
+    assert content["time"]["total_seconds"] == 1.75
 
 
 def test_tiles_without_stored_pixels_are_read_from_the_slide_or_it_is_said_why_not(
@@ -103,6 +102,26 @@ def test_tiles_without_stored_pixels_are_read_from_the_slide_or_it_is_said_why_n
     assert pictures(html) == pictures(expected)
     again, _ = reported(stores[1], RunLogs())  # without the slide what is there is not made poorer
     assert again == content
+
+
+def test_a_report_with_the_models_card_is_not_made_poorer_by_its_name_alone(
+    store: TileStore, scoring: Any
+) -> None:
+    scoring(store)
+    trained = {
+        "members": 3,
+        "folds": 3,
+        "slides": 9,
+        "patients": 9,
+        "class_counts": None,
+        "held_out": [],
+        "not_calibrated_because": [],
+    }
+    with store.output.lock():
+        with_card = report_slide(store, Chosen("m", None, trained), RunLogs())
+        assert report_slide(store, Chosen("m"), RunLogs()).digest == with_card.digest
+        other = report_slide(store, Chosen("m", None, trained | {"members": 2}), RunLogs())
+    assert other.digest != with_card.digest
 
 
 def test_another_slide_file_is_refused(

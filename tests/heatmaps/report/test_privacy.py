@@ -18,6 +18,8 @@ import tifffile
 import cli
 from heatmaps.report.privacy import safe_text
 from heatmaps.report.run import plan_reports
+from heatmaps.report.spent import read_runs
+from tiling.cohort import Outcome, Status, write_run_log
 from tiling.output import Output
 from tiling.store import TileStore
 from wsi.synthetic import write_slide
@@ -43,6 +45,15 @@ PLANTED = (
 )  # fmt: skip
 def test_messages_lose_places_and_quotations_and_nothing_else(text: str, kept: str) -> None:
     assert safe_text(text, places=["/home/jdoe/Jane Doe/s1.svs"], allowed=["s1"]) == kept
+
+
+def test_a_number_of_the_command_is_no_place(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    reason = "/home/jdoe/s1.svs: is scanned at 2.5 µm, and tiles are of 0.5 µm... nothing was cut"
+    outcome = Outcome("s1", "/home/jdoe/s1.svs", Status.FAILED, reason)
+    write_run_log(output, ["tile", "/home/jdoe", "..", "--mpp", "0.5", "--min-tissue", "2.5"], [outcome])
+    told = read_runs(output).outcomes["s1"].reason
+    assert told == "is scanned at 2.5 µm, and tiles are of 0.5 µm... nothing was cut"
 
 
 @pytest.fixture(scope="module")

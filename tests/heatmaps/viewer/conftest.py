@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ from wsi.synthetic import write_slide
 from wsi.tissue import HlsThresholds
 
 CLASSES = ("normal", "tumour")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+DRIVER = shutil.which("chromedriver")
 HOSTILE = "<img src=x onerror=document.title='owned'>&\"'"
 
 
@@ -41,7 +46,20 @@ def cut(folder: Path, name: str, *, seed: int, spec: TileSpec) -> TileStore:
     return store
 
 
-def score(store: TileStore, model: str) -> dict[str, np.ndarray]:
+RECORD = {
+    "probabilities": {"normal": 0.07, "tumour": 0.93},
+    "calibrated": True,
+    "decision": {
+        "status": "review required",
+        "confidence": 0.93,
+        "reasons": ["the set holds two classes"],
+    },
+}
+
+
+def score(
+    store: TileStore, model: str, *, record: dict[str, Any] | None = None, **said: str
+) -> dict[str, np.ndarray]:
     """Commit scores as `mil.predict` does: rising to the right, so that a test knows them."""
     x = store.origins[:, 0].astype(np.float32)
     tumour = (0.02 + 0.96 * x / x.max()).astype(np.float32)
@@ -54,16 +72,7 @@ def score(store: TileStore, model: str) -> dict[str, np.ndarray]:
     recipe = {
         "step": "scores",
         "inputs": store.inputs("tiles"),
-        "model": {"classes": list(CLASSES), "weights_sha256": "0"},
-    }
-    record = {
-        "probabilities": {"normal": 0.07, "tumour": 0.93},
-        "calibrated": True,
-        "decision": {
-            "status": "review required",
-            "confidence": 0.93,
-            "reasons": ["the set holds two classes"],
-        },
+        "model": {"classes": list(CLASSES), "weights_sha256": "0"} | said,
     }
     with store.output.lock():
         draft = store.begin(f"scores/{model}", recipe)
@@ -72,7 +81,7 @@ def score(store: TileStore, model: str) -> dict[str, np.ndarray]:
             make_array(
                 draft, key, shape=values.shape, rows_per_file=len(values), dtype=np.float32, fill=np.nan
             ).write_all(values)
-        draft.publish(record)
+        draft.publish(RECORD if record is None else record)
     return arrays
 
 
@@ -90,6 +99,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_run_log(output, ["run"], outcomes)
     return output.root
+
+
+@pytest.fixture
+def copied(results: Path, tmp_path: Path) -> Catalogue:
+    """The same of a copy that a test may change; the slides are where they were."""
+    shutil.copytree(results, tmp_path / "out")
+    return open_output(tmp_path / "out", files={}, annotations=None)
+
+
+@pytest.fixture(scope="session")
+def scoring() -> Callable[..., dict[str, np.ndarray]]:
+    return score
 
 
 @pytest.fixture
@@ -169,3 +190,30 @@ def ask(server: ViewerServer) -> Ask:
 
 def numbered(catalogue: Catalogue, name: str) -> int:
     return [entry.slide_id for entry in catalogue.refresh()].index(name)
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Any]:
+    """Headless Chromium, from Debian's packages chromium and chromium-driver."""
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')"
+    )
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no Chromium: install Debian's packages chromium and chromium-driver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=1500,950",
+        "--disable-dev-shm-usage",
+    ):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(service=Service(DRIVER), options=options)
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()

@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium, from Debian's packages chromium and chromium-driver.
+"""The page in a real browser.
 
 Screenshots are kept in the folder that MICROTOME_SCREENSHOTS names, else in the test's own.
 """
@@ -8,27 +8,23 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from heatmaps.viewer.catalogue import open_output
+from heatmaps.viewer.catalogue import Catalogue
 from heatmaps.viewer.server import ViewerServer
 from tiling.marks import read_marks
 from tiling.output import Output
 from tiling.store import TileStore
 
 HOSTILE = "<img src=x onerror=document.title='owned'>&\"'"
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-DRIVER = shutil.which("chromedriver")
 
 
 class Page:
@@ -58,7 +54,7 @@ class Page:
         stop = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < stop, f"{condition} did not come true; {self.text('#toasts')}"
-            time.sleep(0.1)
+            time.sleep(0.03)
         return found
 
     def text(self, selector: str) -> str:
@@ -93,7 +89,14 @@ class Page:
             "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
             "e.dispatchEvent(new Event('input', {bubbles: true}))", selector, value,
         )  # fmt: skip
-        time.sleep(0.3)
+        self.redrawn()
+
+    def redrawn(self) -> None:
+        """Wait until what was set has been painted: it is at the next frame."""
+        self.driver.execute_async_script(
+            "const done = arguments[0], next = (n) => n ? requestAnimationFrame(() => next(n - 1)) : done();"
+            "next(3)"
+        )
 
     def click(self, selector: str) -> None:
         self.run("document.querySelector(arguments[0]).click()", selector)
@@ -105,37 +108,9 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
-    webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')"
-    )
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no Chromium: install Debian's packages chromium and chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for word in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=1500,950",
-        "--disable-dev-shm-usage",
-    ):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(service=Service(DRIVER), options=options)
-    driver.set_script_timeout(60)
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(driver: Any, results: Path, tmp_path: Path) -> Iterator[Page]:
-    catalogue = open_output(results, files={}, annotations=None)
-    catalogue.marks = tmp_path / "feedback"
-    folder = Path(os.environ.get("MICROTOME_SCREENSHOTS", tmp_path))
+@contextmanager
+def viewing(driver: Any, catalogue: Catalogue, folder: Path) -> Iterator[Page]:
+    folder = Path(os.environ.get("MICROTOME_SCREENSHOTS", folder))
     folder.mkdir(parents=True, exist_ok=True)
     with ViewerServer(catalogue) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -150,11 +125,17 @@ def page(driver: Any, results: Path, tmp_path: Path) -> Iterator[Page]:
             thread.join()
 
 
+@pytest.fixture
+def page(driver: Any, catalogue: Catalogue, tmp_path: Path) -> Iterator[Page]:
+    with viewing(driver, catalogue, tmp_path) as shown:
+        yield shown
+
+
 def drag(page: Page, start: tuple[int, int], stop: tuple[int, int]) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     over = page.driver.find_element("id", "over")
-    chain = ActionChains(page.driver).move_to_element_with_offset(over, *start).click_and_hold()
+    chain = ActionChains(page.driver, duration=50).move_to_element_with_offset(over, *start).click_and_hold()
     chain.move_to_element_with_offset(over, *stop).release().perform()
 
 
@@ -180,7 +161,7 @@ def test_a_tile_has_one_colour_without_any_smoothing(page: Page) -> None:
     page.open()
     page.slide_to("#opacity", 1)
     page.click("#show-outlines")
-    time.sleep(0.3)
+    page.redrawn()
     colours = np.unique(page.pixels("#over"), axis=0)
     columns = len(np.unique(TileStore(page.server.service.catalogue.output, "plain").origins[:, 0]))
     assert len(colours) <= columns + 1  # scores rise with x: a colour for each column of tiles, and none
@@ -201,13 +182,20 @@ def test_the_threshold_hides_and_the_other_controls_recolour(page: Page) -> None
     page.slide_to("#opacity", 0.2)
     assert (page.pixels("#over") != some).any()
     page.click("#heat-on")
-    time.sleep(0.3)
+    page.redrawn()
     assert page.painted() < before / 2
     page.click("#heat-on")
     page.click("#rank")
     page.until(lambda: "not comparable between slides" in page.text("#legend-text"))
     assert "rank=1" in page.run("return location.hash")
     page.screenshot("rank")
+
+
+def test_a_number_is_cut_off_and_never_reaches_what_it_is_below(page: Page) -> None:
+    page.driver.get(page.server.address)
+    numbers = "[0.9996, 0.7998, 0.29, 0.00261, 1, 1609.4]"
+    told = page.run(f"return import('/page/elements.js').then((m) => {numbers}.map(m.short))")
+    assert told == ["0.999", "0.799", "0.29", "0.00261", "1", "1609"]
 
 
 def test_a_best_tile_jumps_to_its_place_and_tells_its_numbers(page: Page) -> None:
@@ -219,11 +207,13 @@ def test_a_best_tile_jumps_to_its_place_and_tells_its_numbers(page: Page) -> Non
     row = int(np.argmax(scores))
     page.click("#best-list button")
     page.until(lambda: page.text("#tile-name") == f"{row} · kept")
-    time.sleep(1)
-    view = dict(part.split("=") for part in page.run("return location.hash.slice(1)").split("&"))
     x, y = (store.origins[row] + 64).tolist()
-    assert abs(float(view["x"]) - x) < 20
-    assert abs(float(view["y"]) - y) < 20
+
+    def is_there() -> bool:
+        view = dict(part.split("=") for part in page.run("return location.hash.slice(1)").split("&"))
+        return abs(float(view["x"]) - x) < 20 and abs(float(view["y"]) - y) < 20
+
+    page.until(is_there)
     values = page.text("#tile-values")
     for name in ("tumour", "normal", "attention", "uncertainty", "disagreement", "sharpness", "tissue"):
         assert name in values
@@ -270,7 +260,11 @@ def test_a_drawn_region_is_saved_and_can_be_taken_back(page: Page, tmp_path: Pat
     page.screenshot("region")
     page.click("#undo")
     page.until(lambda: page.text("#marks-count") == "")
-    assert json.loads(path.read_bytes())["features"] == []
+    assert not path.exists()  # a file without marks is none
+    assert page.text("#marks-list") == page.text("#marks-adapt") == ""
+    assert page.run("return document.getElementById('undo').disabled")
+    page.open()  # nor is there one for a page that is loaded anew
+    assert page.text("#marks-count") == page.text("#marks-list") == ""
 
 
 def test_a_polygon_is_drawn_by_clicks(page: Page, tmp_path: Path) -> None:
@@ -280,9 +274,9 @@ def test_a_polygon_is_drawn_by_clicks(page: Page, tmp_path: Path) -> None:
     page.run("document.getElementById('class-name').value = 'normal'")
     page.click("#draw-polygon")
     over = page.driver.find_element("id", "over")
-    chain = ActionChains(page.driver)
+    chain = ActionChains(page.driver, duration=50)
     for x, y in ((-100, -80), (100, -80), (60, 90), (-100, -80)):
-        chain.move_to_element_with_offset(over, x, y).click().pause(0.5)
+        chain.move_to_element_with_offset(over, x, y).click().pause(0.1)
     chain.perform()
     page.until(lambda: page.text("#marks-count") == "1")
     (feature,) = json.loads((tmp_path / "feedback" / "plain.geojson").read_bytes())["features"]
@@ -305,7 +299,22 @@ def test_agreeing_and_disagreeing_is_saved(page: Page, tmp_path: Path) -> None:
         for feature in json.loads((tmp_path / "feedback" / "plain.geojson").read_bytes())["features"]
     ]
     assert names == ["Agree*", "normal"]
+    assert (tmp_path / "feedback" / "labels.csv").read_text().splitlines()[1].startswith("plain,tumour,")
+    assert page.text("#marks-adapt") == "For adapt: 1 tile of normal. In labels.csv this slide is tumour."
     page.screenshot("feedback")
+
+
+def test_a_model_without_a_gate_asks_for_review(
+    driver: Any, copied: Catalogue, scoring: Any, tmp_path: Path
+) -> None:
+    record = {"probabilities": {"normal": 0.9, "tumour": 0.1}, "calibrated": False}
+    scoring(TileStore(copied.output, "plain"), "a", record=record)
+    with viewing(driver, copied, tmp_path) as page:
+        page.open("#slide=plain&model=a")
+        assert page.text("#verdict-text .chip") == "review required"
+        assert "the model is not calibrated" in page.text("#verdict-text")
+        assert "confidence" not in page.text("#verdict-text")
+        assert "review" in page.text("#slide-list li[aria-current=true]")
 
 
 def test_a_hostile_name_is_text(page: Page) -> None:
@@ -326,7 +335,7 @@ def test_a_hostile_name_is_text(page: Page) -> None:
     page.click("#draw-box")
     drag(page, (-60, -40), (120, 80))
     page.until(lambda: page.text("#marks-count") == "1")
-    time.sleep(0.5)
+    page.redrawn()
     assert "owned" not in page.run("return document.title").replace(HOSTILE, "")
     assert (
         page.run(

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from heatmaps.viewer.catalogue import Catalogue, open_slides
+from heatmaps.viewer.labels import LABELS
 from heatmaps.viewer.marks import Feedback, Place, Shown, class_fault_free
 from heatmaps.viewer.rings import checked_ring, crosses_itself
 from heatmaps.viewer.service import Service
+from mil.labels import read_labels
 from tiling.marks import read_marks
 from tiling.output import Output
 from tiling.store import TileStore
@@ -139,6 +141,22 @@ def test_everything_can_be_taken_back_step_by_step(feedback: Feedback) -> None:
     assert not feedback.undo(place)
 
 
+def test_no_file_is_left_without_marks_which_adapt_would_refuse(feedback: Feedback) -> None:
+    feedback.remove(PLACE, feedback.mark_region(PLACE, TRIANGLE, "tumour"))
+    assert not feedback.path("plain").exists()
+    assert feedback.read(PLACE) == []
+    assert feedback.undo(PLACE)
+    assert len(features(feedback)) == 1
+
+
+def test_a_file_that_another_program_wrote_stays_even_without_marks(feedback: Feedback) -> None:
+    identity = feedback.mark_region(PLACE, TRIANGLE, "tumour")
+    path = feedback.path("plain")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"theirs": 1}))
+    feedback.remove(PLACE, identity)
+    assert json.loads(path.read_text())["theirs"] == 1
+
+
 def test_what_others_wrote_into_the_file_stays(feedback: Feedback) -> None:
     """QuPath exports over our file: no origin any more, its own members, an object that we do not know."""
     theirs = {
@@ -187,20 +205,26 @@ def test_a_file_that_cannot_be_read_is_left_alone(feedback: Feedback, text: str)
 MARK_MANY = """
 import sys
 from pathlib import Path
-from heatmaps.viewer.marks import Feedback, Place
+from heatmaps.viewer.labels import LABELS
+from heatmaps.viewer.marks import Feedback, Place, Shown
 first = int(sys.argv[2])
 for i in range(first, first + 8):
     points = [[i, 0], [i + 0.5, 0], [i, 5]]
-    Feedback(Path(sys.argv[1])).mark_region(Place("plain", (1280, 896)), points, "tumour")
+    feedback, shown = Feedback(Path(sys.argv[1])), Shown("model", "tumour", 0.9)
+    feedback.mark_region(Place("plain", (1280, 896)), points, "tumour")
+    feedback.mark_slide(Place(f"slide {i}", (1280, 896)), shown, right=True, name=None)
 """
 
 
-def test_two_viewers_lose_no_mark_of_one_another(tmp_path: Path) -> None:
+def test_two_viewers_lose_no_mark_and_no_label_of_one_another(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MARK_MANY, str(tmp_path / "f")]
-    processes = [subprocess.Popen([*command, str(100 * i)], cwd=ROOT) for i in range(3)]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
-    assert len(features(Feedback(tmp_path / "f"))) == 24
-    assert [path.name for path in (tmp_path / "f").iterdir()] == ["plain.geojson"]
+    processes = [subprocess.Popen([*command, str(100 * i)], cwd=ROOT) for i in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert len(features(Feedback(tmp_path / "f"))) == 16
+    slides = {f"slide {100 * i + k}" for i in range(2) for k in range(8)}
+    assert {row.slide_id for row in read_labels(tmp_path / "f" / LABELS, to_train=False).rows} == slides
+    files = {f"{name}.geojson" for name in (*slides, "plain")}
+    assert {path.name for path in (tmp_path / "f").iterdir()} == files | {LABELS}
 
 
 @pytest.mark.parametrize(

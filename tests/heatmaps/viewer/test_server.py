@@ -19,13 +19,16 @@ import pytest
 import simplejpeg
 
 import cli
+import heatmaps.viewer.arguments as viewing
 from heatmaps.colour import colour_table
 from heatmaps.numbers import ranks
 from heatmaps.raster import paint
 from heatmaps.viewer.catalogue import Catalogue
 from heatmaps.viewer.deepzoom import TILE_PX
-from heatmaps.viewer.security import LARGEST_BODY
+from heatmaps.viewer.marks import Place
+from heatmaps.viewer.security import HEADERS, LARGEST_BODY
 from heatmaps.viewer.server import ViewerServer, page_files
+from heatmaps.viewer.service import Service
 from tiling.output import Output
 from tiling.store import TileStore
 from wsi.slide import Slide
@@ -425,6 +428,29 @@ def test_ctrl_c_ends_the_command_at_once_and_well(results: Path) -> None:
     assert told["slides"] == 3
 
 
+@pytest.mark.parametrize("method", ["DELETE", "<script>", "TRACE"])
+def test_what_is_refused_unread_has_the_headers_of_every_answer(ask: Ask, method: str) -> None:
+    refused = ask("/", method=method)
+    assert refused.status == 501
+    assert refused.json["error"]
+    assert HEADERS.items() <= refused.headers.items()
+
+
+@pytest.mark.parametrize(("words", "left"), [([], 110), (["--qupath-origin", "slide"], 10)])
+def test_annotations_lie_where_qupath_counted_from(
+    catalogue: Catalogue, results: Path, tmp_path: Path, words: list[str], left: int
+) -> None:
+    ring = [[10, 20], [60, 20], [60, 80], [10, 20]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
+    (tmp_path / "plain.geojson").write_text(json.dumps(feature))
+    parser = cli.build_parser()
+    asked = parser.parse_args(["view", str(results), "--annotations", str(tmp_path), *words])
+    exhibit = Service(viewing.catalogue(asked)).exhibit(number(catalogue, "plain"))
+    exhibit.__dict__["place"] = Place("plain", (1280, 896), (100.0, 50.0))
+    (drawn,) = [one for one in exhibit.outlines() if one["kind"] == "annotation"]
+    assert drawn["rings"][0][0][0] == left
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -434,6 +460,7 @@ def test_ctrl_c_ends_the_command_at_once_and_well(results: Path) -> None:
         (["{slide}", "--slides", "{slide}"], "--slides"),
         (["{out}", "--port", "99999"], "--port is 99999"),
         (["{out}", "--annotations", "gone.geojson"], "gone.geojson"),
+        (["{out}", "--annotations", "{slide}"], "one region file for 3 slides"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(
