@@ -29,13 +29,14 @@ from benchmarks.costs import ROOT
 from benchmarks.empty_steps import Empty
 from benchmarks.report import print_machine
 from tiling.cohort import Status
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.workers.children import Children
 from tiling.workers.clusters import connected
 from tiling.workers.dask_pool import DaskPool
 from tiling.workers.limits import Limits
 from tiling.workers.run import OpenPool, here, run_slides
-from tiling.workers.unit import Orders, SlideFile, Work
+from tiling.workers.unit import Orders, Work
 from wsi.synthetic import write_slide
 
 LIMITS = Limits(memory_bytes=8 << 30)
@@ -59,7 +60,7 @@ def measure(pool: OpenPool, *, units: int) -> Overhead:
         started = 4
         took = {}
         for slides, parts in ((started, 1), (started + units, 1), (1, 2), (1, units)):
-            files = {f"s{n}": SlideFile(Path(f"s{n}")) for n in range(slides)}
+            files = [SlideEntry(f"s{n}", Path(f"s{n}")) for n in range(slides)]
             output = Output(Path(folder) / f"{slides}-{parts}")
             start = time.perf_counter()
             outcomes = run_slides(output, files, Orders(Empty(parts)), command=["benchmark"], pool=pool)
@@ -135,7 +136,7 @@ def scheduler_table(units: int) -> float:
     with cluster(2) as (pool, scheduler), tempfile.TemporaryDirectory() as folder:
         done = 0
         for batch in (100, units, units, 2 * units):
-            files = {f"s{done + n}": SlideFile(Path(f"s{n}")) for n in range(batch)}
+            files = [SlideEntry(f"s{done + n}", Path(f"s{n}")) for n in range(batch)]
             run_slides(Output(Path(folder)), files, Orders(Empty(1)), command=["benchmark"], pool=pool)
             done += batch
             held[done] = scheduler.memory_info().rss

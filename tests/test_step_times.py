@@ -11,11 +11,12 @@ from mil.device import Precision
 from mil.encoders import untrained_encoder
 from mil.steps import Encoding, encode_steps
 from tiling.grid import TileSpec
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.pipeline import Step, cut_step, survey_step
 from tiling.recipe import CutRecipe
 from tiling.workers.run import run_slides
-from tiling.workers.unit import Orders, SlideFile
+from tiling.workers.unit import Orders
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
 
@@ -26,7 +27,7 @@ def run(output: Output, slide: Path) -> list[dict[str, object]]:
     encoding = Encoding(untrained_encoder("timm:test_vit", seed=0), Precision.FP32)
     steps: list[Step] = [survey_step(recipe.tissue), cut_step(recipe), *encode_steps(encoding)]
     orders = Orders(lambda: steps, lambda file: Slide(file.path))
-    run_slides(output, {slide.stem: SlideFile(slide)}, orders, command=["run"])
+    run_slides(output, [SlideEntry(slide.stem, slide)], orders, command=["run"])
     log = json.loads(sorted((output.root / "runs").glob("*.json"))[-1].read_bytes())
     return list(log["slides"][0]["steps"])
 

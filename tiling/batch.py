@@ -14,13 +14,13 @@ from tiling.output import Output
 from tiling.pipeline import Step
 from tiling.reporter import Reporter
 from tiling.workers.run import OpenPool, Watcher, here, run_slides
-from tiling.workers.unit import Orders, SlideFile
+from tiling.workers.unit import Orders
 from wsi.errors import UsageError
 from wsi.slide import Slide
 
 MakeSteps = Callable[[], Sequence[Step]]
 """A function that other processes can import, with its settings: a `functools.partial`, in general."""
-OpenFile = Callable[[SlideFile], Slide]
+OpenFile = Callable[[SlideEntry], Slide]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,7 @@ class Batch:
         """Steps over slide files by id, each opened at the resolution that its manifest states, if any."""
         asked = self.arguments
         opener = partial(open_file, mpp=asked.mpp_override, trust_objective=asked.trust_objective)
-        files = {name: SlideFile(entry.path, entry.mpp) for name, entry in entries.items()}
-        return self._run(files, make_steps, opener)
+        return self._run(list(entries.values()), make_steps, opener)
 
     def over_stores(self, make_steps: MakeSteps, *, slides: Sequence[Path] | None = None) -> int:
         """Steps over every store with tiles; with the slide files too, where `slides` says where they are."""
@@ -74,9 +73,9 @@ class Batch:
 
     def over(self, stores: Mapping[str, Path], make_steps: MakeSteps) -> int:
         """Steps over the stores of slides, by id."""
-        return self._run({name: SlideFile(path) for name, path in stores.items()}, make_steps, None)
+        return self._run([SlideEntry(name, path) for name, path in stores.items()], make_steps, None)
 
-    def _run(self, slides: Mapping[str, SlideFile], make_steps: MakeSteps, opener: OpenFile | None) -> int:
+    def _run(self, slides: Sequence[SlideEntry], make_steps: MakeSteps, opener: OpenFile | None) -> int:
         asked, output = self.arguments, Output(self.arguments.out)
         orders = Orders(make_steps, opener, asked.overwrite, self.threads, asked.debug)
         with self.reporter.cohort(len(slides), output, model=self.model) as shown:
@@ -92,6 +91,6 @@ class Batch:
         return exit_code(outcomes)
 
 
-def open_file(file: SlideFile, *, mpp: float | None, trust_objective: bool) -> Slide:
+def open_file(file: SlideEntry, *, mpp: float | None, trust_objective: bool) -> Slide:
     """The slide; `mpp` is of all slides that say none of their own."""
     return Slide(file.path, mpp=file.mpp or mpp, trust_objective=trust_objective)

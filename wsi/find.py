@@ -85,7 +85,7 @@ def search(named: Iterable[Path]) -> Found:
 def _in_folder(folder: Path, ignored: list[tuple[Path, str]]) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            # By the path: the entry's own `is_dir` fails where a link leads to itself, and with it the folder.
+            # By the path: the entry's own `is_dir` fails, and with it the folder, at a link to itself.
             names = sorted((entry.name, os.path.isdir(entry.path)) for entry in entries)
     except OSError as error:
         raise UsageError(

@@ -29,11 +29,12 @@ from tiling.interchange import (
     import_steps,
     pick_slides,
 )
+from tiling.manifest import SlideEntry
 from tiling.output import Output, verify_items
 from tiling.store import TileStore, make_array
 from tiling.tiles import tile_reader
 from tiling.workers.run import run_slides
-from tiling.workers.unit import Orders, SlideFile
+from tiling.workers.unit import Orders
 from wsi.errors import MicrotomeError, NoTissueError, RecipeError, UsageError
 from wsi.geometry import Level, Resolution
 from wsi.slide import Slide
@@ -804,7 +805,7 @@ def test_features_of_other_tiles_are_refused(slide: Slide, tmp_path: Path) -> No
 def run_import(root: Path, files: list[Path], slides: dict[str, Path], **more: Any) -> Any:
     foreign = find_foreign(files)
     steps = import_steps(foreign, method=HlsThresholds(), **more)
-    picked = {name: SlideFile(path) for name, path in pick_slides(foreign, slides).items()}
+    picked = [SlideEntry(name, path) for name, path in pick_slides(foreign, slides).items()]
     orders = Orders(lambda: steps, lambda file: Slide(file.path))
     return run_slides(Output(root), picked, orders, command=["import"])
 

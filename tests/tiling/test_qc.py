@@ -20,6 +20,7 @@ from tiling.commit import canonical
 from tiling.contact import SIDE_PX, TileGroup, contact_sheet, highest, spread
 from tiling.cut import cut_slide
 from tiling.grid import TileSpec
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.qc import SlideQuality, caption, choose, draw_map, facts_of, review_slide, summarise, tile_steps
 from tiling.quality import MEASURES, QualityFilter
@@ -28,7 +29,7 @@ from tiling.recipe import CutRecipe
 from tiling.store import TileStore
 from tiling.survey import survey_slide
 from tiling.workers.run import run_slides
-from tiling.workers.unit import Orders, SlideFile
+from tiling.workers.unit import Orders
 from wsi.errors import UsageError
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
@@ -279,7 +280,7 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reviewed(slide_path: Path, root: Path, recipe: CutRecipe = RECIPE) -> TileStore:
     store = TileStore(Output(root), slide_path.stem)
     orders = Orders(lambda: tile_steps(recipe), lambda file: Slide(file.path))
-    (outcome,) = run_slides(store.output, {store.slide_id: SlideFile(slide_path)}, orders, command=["tile"])
+    (outcome,) = run_slides(store.output, [SlideEntry(store.slide_id, slide_path)], orders, command=["tile"])
     assert outcome.status is Status.DONE
     return store
 

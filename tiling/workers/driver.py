@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tiling.cohort import Outcome, Status, StepTime
+from tiling.manifest import SlideEntry
 from tiling.workers.pool import Pool
 from tiling.workers.unit import (
     Died,
@@ -19,7 +20,6 @@ from tiling.workers.unit import (
     Progressed,
     Refused,
     Report,
-    SlideFile,
     Unit,
 )
 from wsi.errors import MicrotomeError
@@ -51,7 +51,7 @@ class SlideEnd:
 class _Slide:
     """A slide on its way."""
 
-    file: SlideFile
+    entry: SlideEntry
     parts: int = 0
     """Parts of a step that are not made yet."""
     steps: dict[str, StepTime] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class _Slide:
 
 def drive(
     pool: Pool,
-    slides: Mapping[str, SlideFile],
+    slides: Sequence[SlideEntry],
     *,
     ended: Told,
     progressed: Callable[[Progressed], None] = lambda event: None,
@@ -104,7 +104,7 @@ def drive(
     pool
         Who does it.
     slides
-        By id, in the order in which they are begun.
+        In the order in which they are begun; no two of one id.
     ended
         Hears of each slide when it has ended.
     progressed
@@ -133,10 +133,10 @@ def drive(
 class _Run:
     """The state of `drive`: slides that are on their way, and units that wait for room."""
 
-    def __init__(self, pool: Pool, slides: Mapping[str, SlideFile], ended: Told) -> None:
+    def __init__(self, pool: Pool, slides: Sequence[SlideEntry], ended: Told) -> None:
         self._pool, self._told = pool, ended
-        self._slides = {slide_id: _Slide(file) for slide_id, file in slides.items()}
-        self._fresh = deque(slides)
+        self._slides = {entry.slide_id: _Slide(entry) for entry in slides}
+        self._fresh = deque(self._slides)
         self._waiting: dict[bool, deque[Unit]] = {False: deque(), True: deque()}  # by whether a GPU is wanted
         self._stillborn = 0
         self.outcomes: list[Outcome] = []
@@ -195,7 +195,7 @@ class _Run:
 
     def _first(self, slide_id: str) -> Unit:
         on_gpu = False if self._pool.has_gpus() else None
-        return Unit(slide_id, self._slides[slide_id].file, on_gpu=on_gpu)
+        return Unit(self._slides[slide_id].entry, on_gpu=on_gpu)
 
     def _most_parts(self, others: int, room: int) -> int | None:
         """Share a large step, and any step where somebody would have nothing to do."""
@@ -229,7 +229,7 @@ class _Run:
             slide.kills[unit.part] = 1 if further else slide.kills[unit.part] + 1
         hopeless = death.hopeless or slide.deaths[unit.part] >= MOST_DEATHS
         if hopeless or slide.kills[unit.part] >= MOST_KILLS:
-            reason = f"{slide.file.path}: {death.reason}. {_ADVICE}"
+            reason = f"{slide.entry.path}: {death.reason}. {_ADVICE}"
             self._end(unit, slide, Ended(Status.FAILED, printable(reason), 1))
             return
         slide.tries += 1
@@ -240,7 +240,7 @@ class _Run:
         for kind, waiting in self._waiting.items():
             self._waiting[kind] = deque(other for other in waiting if other.slide_id != unit.slide_id)
         seconds = round(time.monotonic() - (slide.begun or time.monotonic()), 3)
-        name, path = printable(unit.slide_id), printable(str(slide.file.path))
+        name, path = printable(unit.slide_id), printable(str(slide.entry.path))
         outcome = Outcome(name, path, last.status, last.reason, last.exit_code, seconds)
         self.outcomes.append(outcome)
         self._told(SlideEnd(outcome, tuple(slide.steps.values()), slide.ledger()))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tiling.cohort import Outcome, RunLog
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.versions import versions
 from tiling.workers.driver import SlideEnd, drive
 from tiling.workers.pool import Here, Pool
-from tiling.workers.unit import Event, Orders, Progressed, SlideFile, Work
+from tiling.workers.unit import Event, Orders, Progressed, Work
 from tiling.workers.worker import announce_run
 
 OpenPool = Callable[[Work, Callable[[Event], None]], Pool]
@@ -37,7 +38,7 @@ NOBODY = Watcher()
 
 def run_slides(
     output: Output,
-    slides: Mapping[str, SlideFile],
+    slides: Sequence[SlideEntry],
     orders: Orders,
     *,
     command: Sequence[str],
@@ -51,7 +52,7 @@ def run_slides(
     output
         Where to write.
     slides
-        By id, in the order in which they are begun.
+        In the order in which they are begun; no two of one id.
     orders
         What is done to each.
     command

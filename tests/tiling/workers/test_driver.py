@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiling.cohort import Status, StepTime
+from tiling.manifest import SlideEntry
 from tiling.workers import driver
 from tiling.workers.driver import MANY_PARTS, SlideEnd, drive
 from tiling.workers.unit import (
@@ -21,7 +22,6 @@ from tiling.workers.unit import (
     HandedOver,
     Refused,
     Report,
-    SlideFile,
     Unit,
 )
 from wsi.errors import MicrotomeError, OutputError
@@ -92,8 +92,8 @@ class Fate:
         return Done(times)
 
 
-def slides(count: int) -> dict[str, SlideFile]:
-    return {f"s{n}": SlideFile(Path(f"s{n}.svs")) for n in range(count)}
+def slides(count: int) -> list[SlideEntry]:
+    return [SlideEntry(f"s{n}", Path(f"s{n}.svs")) for n in range(count)]
 
 
 @given(
@@ -108,7 +108,7 @@ def test_every_slide_ends_once_and_as_its_units_did(
 ) -> None:
     pool, ends = Fate(seed, width=width, gpus=gpus, deadly=deadly), []
     outcomes = drive(pool, slides(count), ended=ends.append)
-    assert sorted(outcome.slide_id for outcome in outcomes) == sorted(slides(count))
+    assert sorted(outcome.slide_id for outcome in outcomes) == sorted(f"s{n}" for n in range(count))
     assert [end.outcome for end in ends] == outcomes
     assert {o.slide_id for o in outcomes if o.status is Status.DONE} == pool.finished
     killed = {o.slide_id for o in outcomes if "SIGKILL" in o.reason}

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import toy_steps as toy
 
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.versions import versions
 from tiling.workers.limits import Limits, fair_share, machine_memory
-from tiling.workers.unit import Orders, SlideFile, Unit, Work
+from tiling.workers.unit import Orders, Unit, Work
 from tiling.workers.worker import Worker, announce_run
 from wsi.errors import UsageError
 
@@ -37,11 +38,11 @@ def test_a_worker_of_other_versions_or_of_another_folder_is_refused(work: Work, 
 
 
 def test_a_slide_stays_open_from_part_to_part_and_no_longer(work: Work, tmp_path: Path) -> None:
-    opened: list[SlideFile] = []
-    closed: list[SlideFile] = []
+    opened: list[SlideEntry] = []
+    closed: list[SlideEntry] = []
 
     class Watched:
-        def __init__(self, file: SlideFile) -> None:
+        def __init__(self, file: SlideEntry) -> None:
             from wsi.stopwatch import Stopwatch
 
             opened.append(file)
@@ -52,15 +53,15 @@ def test_a_slide_stays_open_from_part_to_part_and_no_longer(work: Work, tmp_path
 
     orders = replace(work.orders, open_slide=Watched)  # type: ignore[arg-type]
     worker = Worker(replace(work, orders=orders))
-    one, two = (Unit(name, SlideFile(tmp_path / name), step=0) for name in ("sound-1", "sound-2"))
+    one, two = (Unit(SlideEntry(name, tmp_path / name)) for name in ("sound-1", "sound-2"))
     for unit in (replace(one, most_parts=1), one.at(0, part=0), one.at(0, part=3), one, two):
         worker.do(unit, lambda done, total: None)
     assert [file.path.name for file in opened] == ["sound-1", "sound-2"]
-    worker.do(Unit("damaged-1", two.slide), lambda done, total: None)
-    assert len(closed) == 2  # whose errors might stick to the handle
+    worker.do(Unit(SlideEntry("damaged-1", two.slide.path)), lambda done, total: None)
+    assert len(closed) == 3  # its errors might stick to the handle
     worker.do(two, lambda done, total: None)
     worker.let_go()
-    assert len(opened) == len(closed) == 3
+    assert len(opened) == len(closed) == 4
 
 
 def test_a_fair_share_leaves_something_for_the_others() -> None:

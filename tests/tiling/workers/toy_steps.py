@@ -14,11 +14,11 @@ from pathlib import Path
 
 from tiling.commit import Draft
 from tiling.grid import TileSpec
+from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.pipeline import Job, Step, cut_step, survey_step
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore
-from tiling.workers.unit import SlideFile
 from wsi.durable import write_file
 from wsi.errors import NoTissueError, SlideError, UsageError
 from wsi.slide import Slide
@@ -121,7 +121,7 @@ def real_steps() -> list[Step]:
     return [survey_step(recipe.tissue), cut_step(recipe), *encode_steps(encoding)]
 
 
-def open_slide(file: SlideFile) -> Slide:
+def open_slide(file: SlideEntry) -> Slide:
     """The slide."""
     return Slide(file.path)
 
