@@ -45,6 +45,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     write_cohort(folder / "slides", count=16, seed=5, size=(1024, 768))  # five a class to train on
     (folder / "slides" / "labels.csv").rename(folder / "labels.csv")
+    cohort = ["slide", *(f"slides/{path.name}" for path in sorted((folder / "slides").glob("*.svs"))[:2])]
+    (folder / "cohort.csv").write_text("\n".join(cohort) + "\n")
     (folder / "new-slides").mkdir()
     shutil.copy(folder / "slides" / "synth-000.svs", folder / "new-slides" / "new.svs")
     shutil.copy(folder / "slides" / "synth-000.svs", folder / "slide.svs")
