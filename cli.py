@@ -36,6 +36,7 @@ from tiling.commands import Commands, add_output, add_overwrite, add_results
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
 from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
+from wsi.stopping import stop_code, stoppable
 
 if TYPE_CHECKING:
     from mil.checkpoint import Model
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        with messages(debug=arguments.debug):
+        with messages(debug=arguments.debug), stoppable():
             return int(arguments.command(arguments))
     except MicrotomeError as error:
         if arguments.debug:
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our results has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _complain("interrupted. Run the same command again to go on: what is finished is kept")
-        return 130
+        return stop_code(stop)
     except Exception as error:
         if arguments.debug:
             raise
@@ -154,8 +155,7 @@ def tile(arguments: Arguments) -> int:
 
     recipe, files = cut_recipe(arguments), selection_files(arguments)
     cutting = cut_step(recipe, files=files, workers=workers(arguments))
-    steps = [survey_step(recipe.tissue), cutting, qc_step()]
-    return _batch(arguments).over_slides(steps, check=files.check)
+    return _batch(arguments).over_slides([survey_step(recipe.tissue), cutting, qc_step()], check=files.check)
 
 
 def encode(arguments: Arguments) -> int:

@@ -93,9 +93,10 @@ def replacing(path: Path, *, work: Path | None = None) -> Iterator[Path]:
             temporary.replace(path)
             sync_folder(path.parent)
             crash_point("after-replace")
-    finally:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException:
+        with contextlib.suppress(OSError):  # not there, or the disk is lost: what went wrong first is told
             temporary.unlink()
+        raise
 
 
 def write_file(path: Path, data: bytes, *, work: Path | None = None) -> None:

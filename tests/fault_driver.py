@@ -1,0 +1,159 @@
+"""Run `microtome run` again and again on a disk on which one change fails; started by test_faults.py.
+
+First in a chain, on one output: every run fails at the first change that has not failed yet, and goes on from what
+the one before left. So every change fails once, and every failure is followed by the run that has to cope with it.
+Then, from nothing each time: changes that the chain did not come to, and a sample of all, after which the disk stays
+full; and the same command again, to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os, time
+import random
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from crash_driver import readable, small_shards, tree
+from faulty_disk import DELETES, FaultyDisk
+
+import cli
+import mil.checkpoint
+import mil.encoders
+import tiling.commit
+import tiling.output
+import tiling.versions
+
+
+def run(words: list[str], disk: FaultyDisk) -> tuple[int, str]:
+    """The command in this process: whatever a failure leaves open would be in the way of the next run."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        with disk.mounted():
+            code = cli.main(words)
+    return code, said.getvalue()
+
+
+def load_once() -> None:
+    """What every run would load or look up alike."""
+    mil.checkpoint.load_model = functools.cache(mil.checkpoint.load_model)
+    mil.encoders.load_encoder = functools.cache(mil.encoders.load_encoder)
+    tiling.versions.version = functools.cache(tiling.versions.version)
+    load, known = tiling.commit.load_commit, {}
+
+    def load_commit(item: Path) -> tiling.commit.Commit:
+        with contextlib.suppress(FileNotFoundError):
+            key = item, (item / tiling.commit.COMMIT_FILE).read_bytes()
+            if key not in known:
+                known[key] = load(item)
+            return known[key]
+        return load(item)
+
+    tiling.commit.load_commit = tiling.output.load_commit = load_commit
+    parser = cli.build_parser()
+    cli.build_parser = lambda: parser
+    torch.set_num_threads(1)
+
+
+class Driver:
+    """What is run, and what is found."""
+
+    def __init__(self, words: list[str], out: Path) -> None:
+        self.words, self.out = [*words, "-o", str(out), "--quiet", "--workers", "1"], out
+        self.verified: list[object] = []
+        self.survived: list[str] = []
+        self.wrong: list[str] = []
+        whole = FaultyDisk(out)
+        code, said = run(self.words, whole)
+        assert code == 0, said
+        self.changes = whole.passed
+        self.expected = tree(out)
+        shutil.rmtree(out)
+
+    def fail(self, disk: FaultyDisk) -> bool:
+        """A run that must end with 74 and one line, and leave nothing but whole items; whether one failed."""
+        code, said = run(self.words, disk)
+        how = disk.failed[0].name if disk.failed else "nothing failed"
+        if code == 0 and disk.failed and tree(self.out) == self.expected:
+            self.survived.append(how)
+        elif disk.failed and (code != 74 or said.count("\n") != 1 or not said.startswith("ERROR ")):
+            self.wrong.append(f"{how}: {code} {said}")
+        self.verify(how)
+        return bool(disk.failed)
+
+    def verify(self, how: str) -> None:
+        """Every byte of what is committed, unless nothing has happened to it since the last time."""
+        places = sorted(self.out.glob("slides/**/*"))
+        files = [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in places if (stat := path.stat())]
+        if files == self.verified:
+            return
+        self.verified = files
+        try:
+            readable(self.out)
+        except Exception as error:
+            self.wrong.append(f"{how}: {error}")
+
+    def complete(self, how: str) -> None:
+        """The same command again, and nobody can tell."""
+        code, said = run(self.words, FaultyDisk(self.out))
+        if code or tree(self.out) != self.expected:
+            self.wrong.append(f"after {how}: {code} {said}")
+        if left := [path.name for path in (self.out / ".work").iterdir()]:
+            self.wrong.append(f"after {how}: left {left}")
+        shutil.rmtree(self.out)
+
+    def chain(self) -> set[str]:
+        """Fail at one change after the other; the names of all that failed."""
+        failed: set[str] = set()
+        disk = FaultyDisk(self.out, lambda change: change.name not in failed and not disk.failed)
+        while self.fail(disk):
+            failed.add(disk.failed[0].name)
+            if "FAULT_PROGRESS" in os.environ: print(len(failed), time.process_time(), disk.failed[0].name, self.wrong[-1:], file=sys.stderr, flush=True)
+            disk = FaultyDisk(self.out, disk.fails)
+        self.complete("the chain")
+        return failed
+
+    def alone(self, name: str, *, full: bool) -> None:
+        """Fail at one change of a run from nothing; with `full` at all after it that take room, too."""
+
+        def fails(change: object) -> bool:
+            return change.name == name or (full and bool(disk.failed) and change.kind not in DELETES)
+
+        disk = FaultyDisk(self.out, fails)
+        self.fail(disk)
+        self.complete(name)
+
+
+def main() -> None:
+    words, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+    sample, seed = int(sys.argv[3]), int(sys.argv[4])
+    small_shards()
+    load_once()
+    driver = Driver(words, folder / "out")
+    names = [change.name for change in driver.changes]
+    failed = driver.chain()
+    missed = [name for name in names if name not in failed]
+    for name in missed:
+        driver.alone(name, full=False)
+    for name in random.Random(seed).sample(names, sample):
+        driver.alone(name, full=True)
+    result = {
+        "changes": len(names),
+        "kinds": Counter(change.kind for change in driver.changes),
+        "in chain": len(failed & set(names)),
+        "alone": len(missed),
+        "missed": missed,
+        "more": sorted(failed - set(names)),
+        "survived": driver.survived,
+        "wrong": driver.wrong,
+    }
+    sys.stdout.write(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
