@@ -14,6 +14,7 @@ from mil.encoder import Encoder
 from mil.feed import PIECE_BYTES, Pace, encode_blocks
 from tiling.commit import Commit, Draft
 from tiling.context import check_context, context_key, context_reader
+from tiling.identity import FileIdentity, check_unchanged
 from tiling.store import TileStore, make_array
 from tiling.tiles import tile_reader
 from tiling.versions import versions
@@ -105,6 +106,8 @@ def encode_slide(  # noqa: PLR0913 - choices that have nothing to do with one an
     pace = Pace(size, readers, max(1, PIECE_BYTES // (3 * store.spec.size_px**2)))
     watched = _Watched(times or Stopwatch(), progress)
     _encode_missing(draft, store, encoder, read, precision=precision, pace=pace, watched=watched)
+    if slide is not None and (context_mpp is not None or not store.has_pixels):
+        check_unchanged(slide.path, FileIdentity(**store.tiles.recipe["slide"]))
     record = {"tiles": len(store), "batch_size": size, "compiled": encoder.compiled}
     return draft.publish(record | {"versions": versions("torch", "timm")})
 

@@ -61,11 +61,10 @@ def command(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[di
 
 
 def test_a_whole_output_has_items_of_every_kind_and_nothing_wrong(finished: Finished) -> None:
-    kinds = {item.relative_to(finished.output.root).parts[2:][-2:][0] for item in finished.items}
-    assert len(finished.items) == 15, finished.items
+    assert len(finished.items) == 2 * 7 + 1, finished.items
     assert all(found(item, full=True) == [] for item in finished.items)
     suffixes = {path.suffix for item in finished.items for path in finished.files(item)}
-    assert {".tif", ".png", ".jpg", ".json", ".geojson", ".html", ".safetensors"} <= suffixes, (suffixes, kinds)
+    assert {".tif", ".png", ".jpg", ".json", ".geojson", ".html", ".safetensors"} <= suffixes, suffixes
 
 
 def test_every_one_of_a_thousand_flipped_bytes_is_found(
@@ -129,7 +128,7 @@ def test_every_cut_is_found_even_without_reading_any_byte(finished: Finished) ->
             assert found(item, full=False) == [path.relative_to(item).as_posix()], (path, length)
             cuts += 1
         path.write_bytes(data)
-    assert cuts > 300
+    assert cuts > 250
 
 
 def test_every_file_that_is_gone_renamed_or_added_is_found(finished: Finished) -> None:
@@ -164,8 +163,9 @@ def test_files_that_changed_places_are_found_by_their_bytes(finished: Finished) 
         path.write_bytes(two)
         other.write_bytes(one)
         names = {path.relative_to(item).as_posix(), other.relative_to(other_item).as_posix()}
-        # A commit.json of another item of the slide's is whole in itself: it is what it says that is not there.
-        assert names & {*found(item, full=True), *found(other_item, full=True)}, (path, other)
+        now = {*found(item, full=True), *found(other_item, full=True)}
+        # The commit.json of another item is whole in itself: it is the files that it speaks of that are not there.
+        assert now if path.name == COMMIT_FILE else names <= now, (path, other)
         swaps += 1
         path.write_bytes(one)
         other.write_bytes(two)
@@ -192,4 +192,5 @@ def test_harm_to_the_groups_on_the_way_is_told(
     with flipped(group, 5, 1):
         code, lines = command(finished.output.root, capsys)
     assert code == 1
-    assert all(line["damage"] == "is missing or not as written" for line in lines)
+    assert {line["file"] for line in lines} == {"s2/store.zarr/zarr.json"}
+    assert {line["damage"] for line in lines} == {"is missing or not as written"}

@@ -17,7 +17,7 @@ from tiling.blocks import REASONS, BlockCutter, Findings, Progress, repack
 from tiling.commit import Commit, Draft
 from tiling.fit import fit_stain
 from tiling.grid import TileGrid, TileSpec, lay_grid
-from tiling.identity import identify
+from tiling.identity import check_unchanged, identify
 from tiling.quality import MEASURES
 from tiling.recipe import CutRecipe
 from tiling.selection import ALL_TISSUE, Selection
@@ -110,12 +110,7 @@ def cut_slide(
         findings = BlockCutter(draft, cutter, recipe, places.origins, workers).cut(progress)
         warnings += _damage(slide, places, findings)
         _check_left(slide, findings)
-        if identify(slide.path) != identity:
-            raise SlideError(
-                "the file changed while it was read",
-                path=slide.path,
-                action="Run again once it is copied completely",
-            )
+        check_unchanged(slide.path, identity)
         record = _record(slide, places, normalizer, findings, warnings)
         with slide.times.lap("write"):
             _write_arrays(draft, recipe, places, findings)
