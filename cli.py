@@ -34,7 +34,7 @@ from tiling.arguments import (
 )
 from tiling.commands import Commands, add_output, add_overwrite, add_results
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
-from wsi.errors import MicrotomeError, UsageError
+from wsi.errors import MicrotomeError, SlideError, UsageError
 from wsi.messages import messages, on_a_terminal
 from wsi.stopping import stop_code, stoppable
 
@@ -83,7 +83,7 @@ def info(arguments: Arguments) -> int:
         try:
             with open_slide(path, arguments) as slide:
                 reporter.facts(describe(slide))
-        except MicrotomeError as error:
+        except SlideError as error:
             _complain(str(error))
             code = 1
     return code
