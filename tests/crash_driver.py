@@ -41,6 +41,8 @@ def small_shards() -> None:
     """Four tiles a shard: small slides then have as many parts to be killed between as big ones."""
     original = tiling.recipe.recipe_from_json
     tiling.recipe.recipe_from_json = lambda content: replace(original(content), tiles_per_shard=4)
+    asked = cli.cut_recipe
+    cli.cut_recipe = lambda arguments: replace(asked(arguments), tiles_per_shard=4)
 
 
 def child(words: list[str], crash_at: str | None = None, report: Path | None = None) -> int:

@@ -1,9 +1,9 @@
 """Run `microtome run` again and again on a disk on which one change fails; started by test_faults.py.
 
-First in a chain, on one output: every run fails at the first change that has not failed yet, and goes on from what
-the one before left. So every change fails once, and every failure is followed by the run that has to cope with it.
-Then, from nothing each time: changes that the chain did not come to, and a sample of all, after which the disk stays
-full; and the same command again, to its end.
+First in a chain, on one output: every run fails at the first change that has not failed yet, and goes on from
+what the one before left. So every change fails once, and every failure is followed by the run that has to cope
+with it. Then, from nothing each time, and followed by the same command to its end: changes that the chain did
+not come to, and a sample of all, after which the disk stays full.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import functools
 import io
 import json
-import os, time
 import random
 import shutil
 import sys
@@ -33,9 +32,9 @@ import tiling.versions
 
 def run(words: list[str], disk: FaultyDisk) -> tuple[int, str]:
     """The command in this process: whatever a failure leaves open would be in the way of the next run."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
-        with disk.mounted():
-            code = cli.main(words)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said), disk.mounted():
+        code = cli.main(words)
     return code, said.getvalue()
 
 
@@ -89,7 +88,9 @@ class Driver:
     def verify(self, how: str) -> None:
         """Every byte of what is committed, unless nothing has happened to it since the last time."""
         places = sorted(self.out.glob("slides/**/*"))
-        files = [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in places if (stat := path.stat())]
+        files = [
+            (path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path in places if (stat := path.stat())
+        ]
         if files == self.verified:
             return
         self.verified = files
@@ -107,16 +108,16 @@ class Driver:
             self.wrong.append(f"after {how}: left {left}")
         shutil.rmtree(self.out)
 
-    def chain(self) -> set[str]:
-        """Fail at one change after the other; the names of all that failed."""
-        failed: set[str] = set()
+    def chain(self, tried: set[str]) -> set[str]:
+        """Fail at one change after the other, but for those of `tried`; the names of all that failed."""
+        failed = set(tried)
         disk = FaultyDisk(self.out, lambda change: change.name not in failed and not disk.failed)
         while self.fail(disk):
             failed.add(disk.failed[0].name)
-            if "FAULT_PROGRESS" in os.environ: print(len(failed), time.process_time(), disk.failed[0].name, self.wrong[-1:], file=sys.stderr, flush=True)
+                )
             disk = FaultyDisk(self.out, disk.fails)
         self.complete("the chain")
-        return failed
+        return failed - tried
 
     def alone(self, name: str, *, full: bool) -> None:
         """Fail at one change of a run from nothing; with `full` at all after it that take room, too."""
@@ -136,21 +137,27 @@ def main() -> None:
     load_once()
     driver = Driver(words, folder / "out")
     names = [change.name for change in driver.changes]
-    failed = driver.chain()
+    failed = driver.chain(set())
     missed = [name for name in names if name not in failed]
     for name in missed:
         driver.alone(name, full=False)
     for name in random.Random(seed).sample(names, sample):
         driver.alone(name, full=True)
+    # Where tiles are dropped, shards are packed anew: by changes that the run above has not made.
+    slide = words[1]
+    dropping = ["tile", slide, "--mpp", "1", "--tile-size", "64", "--min-sharpness", "700"]
+    packing = Driver(dropping, folder / "packed")
+    packed = [name for name in packing.chain(failed) if "packed" in name or "found" in name]
     result = {
+        "packed": len(packed),
         "changes": len(names),
         "kinds": Counter(change.kind for change in driver.changes),
         "in chain": len(failed & set(names)),
         "alone": len(missed),
         "missed": missed,
         "more": sorted(failed - set(names)),
-        "survived": driver.survived,
-        "wrong": driver.wrong,
+        "survived": driver.survived + packing.survived,
+        "wrong": driver.wrong + packing.wrong,
     }
     sys.stdout.write(json.dumps(result))
 

@@ -23,7 +23,9 @@ CHANGES = {
 }  # fmt: skip
 """Functions of `os`, and what they do."""
 DELETES = {"unlink", "rmdir"}
-_CHANCE = re.compile(r"\d{8}T[\d.]+Z|[0-9a-f]{32}|(?<=trash-)\d+|(?<=[.-])\d+(?=\.partial|\.json)")
+_CHANCE = re.compile(
+    r"\d{8}T[\d.]+Z|[0-9a-f]{32}|(?<=trash-)\d+|(?<=[.-])\d+(?=\.partial|\.json)|#\d+ \(deleted\)"
+)
 """What in a name differs between two runs: the time, temporary names and processes."""
 
 Fails = Callable[["Change"], bool]

@@ -108,8 +108,12 @@ def main() -> None:
     assert wait(start(["encode", encoded, *encode], folder / "said.txt")) == 0
     wrong, stops = [], 0
     for command in (
-        Stopping(["tile", *few, *cutting, str(folder / "tiled")], folder / "tiled", "tiled/.work/tiles-*.journal"),
-        Stopping(["encode", str(folder / "done"), *encode], folder / "done", "done/.work/*.journal", Path(cut)),
+        Stopping(
+            ["tile", *few, *cutting, str(folder / "tiled")], folder / "tiled", "tiled/.work/tiles-*.journal"
+        ),
+        Stopping(
+            ["encode", str(folder / "done"), *encode], folder / "done", "done/.work/*.journal", Path(cut)
+        ),
         Stopping(["train", encoded, *train, str(folder / "model")], folder / "model", ".work/*.journal"),
     ):
         expected = command.expected()

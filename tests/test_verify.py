@@ -38,7 +38,9 @@ def finished(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Finish
     out = tmp_path_factory.mktemp("verify") / "out"
     assert cli.main(small_run.words(out, "--quiet")) == 0
     formats = ["--format", "ome-tiff", "ome-zarr", "png"]
-    assert cli.main(["heatmap", str(out), "-m", str(small_run.model), *formats, "--overwrite", "--quiet"]) == 0
+    assert (
+        cli.main(["heatmap", str(out), "-m", str(small_run.model), *formats, "--overwrite", "--quiet"]) == 0
+    )
     assert cli.main(["report", str(out), "--quiet"]) == 0
     model, ensemble = load_model(small_run.model)
     save_model(out / "models" / "adapted", ensemble, model)
@@ -178,8 +180,13 @@ def test_a_commit_that_says_what_it_likes_is_not_believed(finished: Finished) ->
         path = item / COMMIT_FILE
         data = path.read_bytes()
         content = json.loads(data)
-        for changed in ({**content, "record": {"mine": 1}}, {k: content[k] for k in content if k != "checksum"}):
-            path.write_bytes((json.dumps(changed, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode())
+        for changed in (
+            {**content, "record": {"mine": 1}},
+            {k: content[k] for k in content if k != "checksum"},
+        ):
+            path.write_bytes(
+                (json.dumps(changed, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+            )
             assert found(item, full=False) == [COMMIT_FILE]
         path.write_bytes(data)
 

@@ -78,7 +78,9 @@ class AnOutput(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "folder"):
             return
-        for _ in range(len(ITEMS) + 1):  # a run that meets damage sets it aside, and says so; the next goes on
+        for _ in range(
+            len(ITEMS) + 1
+        ):  # a run that meets damage sets it aside, and says so; the next goes on
             with contextlib.suppress(DamagedError):
                 self.run_all(self.store)
                 break

@@ -243,5 +243,8 @@ def test_a_file_system_without_locks_is_said_and_nothing_is_begun(
     ):
         pytest.fail("it was begun")
     assert caught.value.exit_code == 74
-    with pytest.raises(OutputError, match="cannot be written"), alone(tmp_path / "m", work=tmp_path / ".work"):
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        alone(tmp_path / "m", work=tmp_path / ".work"),
+    ):
         pytest.fail("it was begun")
