@@ -1,9 +1,9 @@
 """Run `microtome run` again and again on a disk on which one change fails; started by test_faults.py.
 
-First in a chain, on one output: every run fails at the first change that has not failed yet, and goes on from
-what the one before left. So every change fails once, and every failure is followed by the run that has to cope
-with it. Then, from nothing each time, and followed by the same command to its end: changes that the chain did
-not come to, and a sample of all, after which the disk stays full.
+First in a chain, on one output: every run fails at the first change that has not failed yet, and goes on
+from what the one before left. So every change fails once, and every failure is followed by the run that has to
+cope with it. Then, from nothing each time, and followed by the same command to its end: changes that the chain
+did not come to, and a sample of all, after which the disk stays full.
 """
 
 from __future__ import annotations
@@ -114,7 +114,6 @@ class Driver:
         disk = FaultyDisk(self.out, lambda change: change.name not in failed and not disk.failed)
         while self.fail(disk):
             failed.add(disk.failed[0].name)
-                )
             disk = FaultyDisk(self.out, disk.fails)
         self.complete("the chain")
         return failed - tried

@@ -1,7 +1,7 @@
 """A disk on which a change fails: everything that changes files below a folder passes here.
 
-That is Python's own files and `os`, and so whatever is built on them: pathlib, shutil, tempfile, zarr, tifffile.
-Nothing is forced to the disk: what a process has written stays when it ends, and the tests would only wait.
+That is Python's own files and `os`, and so whatever is built on them: pathlib, shutil, tempfile, zarr,
+tifffile. Nothing is forced to the disk: what a process has written stays when it ends.
 """
 
 from __future__ import annotations

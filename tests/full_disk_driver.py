@@ -33,7 +33,7 @@ def main() -> None:
     mount(disk, "size=64m")
     assert run(words, nothing)[0] == 0
     expected = tree(disk / "out")
-    files = [path for path in (disk / "out").rglob("*")]
+    files = list((disk / "out").rglob("*"))
     pages = sum(-(-path.stat().st_size // PAGE) for path in files if path.is_file())
     subprocess.run(["umount", str(disk)], check=True)
     sizes = [PAGE * (2 + pages * step // steps) for step in range(steps)]

@@ -106,15 +106,12 @@ def main() -> None:
     assert wait(start(["tile", *few, *cutting, cut], folder / "said.txt")) == 0
     assert wait(start(["tile", slides, *cutting, encoded], folder / "said.txt")) == 0
     assert wait(start(["encode", encoded, *encode], folder / "said.txt")) == 0
+    tiled, done, model = (folder / name for name in ("tiled", "done", "model"))
     wrong, stops = [], 0
     for command in (
-        Stopping(
-            ["tile", *few, *cutting, str(folder / "tiled")], folder / "tiled", "tiled/.work/tiles-*.journal"
-        ),
-        Stopping(
-            ["encode", str(folder / "done"), *encode], folder / "done", "done/.work/*.journal", Path(cut)
-        ),
-        Stopping(["train", encoded, *train, str(folder / "model")], folder / "model", ".work/*.journal"),
+        Stopping(["tile", *few, *cutting, str(tiled)], tiled, "tiled/.work/tiles-*.journal"),
+        Stopping(["encode", str(done), *encode], done, "done/.work/*.journal", Path(cut)),
+        Stopping(["train", encoded, *train, str(model)], model, ".work/*.journal"),
     ):
         expected = command.expected()
         for number in SIGNALS:

@@ -1,12 +1,15 @@
-"""Faults of the machine: writes that fail, no room, no permission. Finished work stays, a re-run completes."""
+"""Faults of the machine: writes that fail, no room, no permission. Finished work stays."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,29 +95,35 @@ REFUSED = textwrap.dedent(
 )
 
 
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder that nobody may read; those of pytest are its user's alone."""
+    with tempfile.TemporaryDirectory(prefix="microtome-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @AS_ROOT
 @pytest.mark.parametrize("way", ["nobody", "read-only"])
 def test_an_output_that_cannot_be_written_is_refused_by_name_before_any_slide_is_opened(
-    small_run: Any, tmp_path: Path, way: str
+    small_run: Any, open_to_all: Path, way: str
 ) -> None:
     """As an ordinary user (the superuser may write anywhere), and on a disk that is mounted read-only."""
-    for folder in (tmp_path, *tmp_path.parents, small_run.slides.parent):
-        if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o777 == 0o700:
-            folder.chmod(0o711)  # else nobody could read the slides either
-    place = tmp_path / "place"
+    place, scratch = open_to_all / "place", open_to_all / "scratch"
+    shutil.copytree(small_run.weights.parent, open_to_all / "given")
+    copies = {name: open_to_all / "given" / path.name for name, path in small_run._asdict().items()}
+    run, slides = one_slide(small_run._replace(**copies)), str(copies["slides"])
     (place / "there" / "slides" / "s2" / "store.zarr" / "tiles").mkdir(parents=True)
     (place / "there" / "slides" / "s2" / "store.zarr" / "tiles" / "commit.json").write_text("{}")
     there, fresh = str(place / "there"), str(place / "fresh")
-    run = one_slide(small_run)
     commands = [[*run, "-o", fresh], [*run, "-o", there]]
-    commands += [["tile", str(small_run.slides), "-o", out] for out in (fresh, there)]
-    commands += [["heatmap", there, "-m", str(small_run.model)], ["report", there]]
+    commands += [["tile", slides, "-o", out] for out in (fresh, there)]
+    commands += [["heatmap", there, "-m", str(copies["model"])], ["report", there]]
     words = [sys.executable, "-c", REFUSED, "65534" if way == "nobody" else "0", json.dumps(commands)]
-    words += [str(place), str(tmp_path / "scratch")]
+    words += [str(place), str(scratch)]
     if way == "read-only":
-        mount = (
-            f"mount --bind '{place}' '{place}' && mount -o remount,ro,bind '{place}' || exit 99; exec \"$@\""
-        )
+        bind = f"mount --bind '{place}' '{place}' && mount -o remount,ro,bind '{place}'"
+        mount = f'{bind} || exit 99; exec "$@"'
         words = ["unshare", "-m", "sh", "-c", mount, "sh", *words]
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     if done.returncode == 99 or "unshare" in done.stderr:

@@ -194,7 +194,7 @@ CHILDREN = textwrap.dedent(
 
 
 def test_a_slide_in_a_forked_or_spawned_child_reads_the_same_pixels(small_run: Any, tmp_path: Path) -> None:
-    """Open since before the fork and read by parent and children at once, or handed to it; by each backend."""
+    """Open since before the fork and read by parent and children at once, or handed to it."""
     import numpy as np
     import tifffile
 

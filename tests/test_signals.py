@@ -1,4 +1,4 @@
-"""Told to end, a command ends within seconds, says that it can go on, leaves nothing about, and does go on."""
+"""Told to end, a command ends within seconds, says that it can go on, leaves nothing, and goes on."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 
 import cli
 from mil.checkpoint import load_model, save_model
-from tiling.commit import COMMIT_FILE, find_damage, load_commit
+from tiling.commit import COMMIT_FILE, canonical, find_damage, load_commit
 from tiling.output import Output, verify_items
 from wsi.errors import DamagedError
 
@@ -166,7 +166,7 @@ def test_files_that_changed_places_are_found_by_their_bytes(finished: Finished) 
         other.write_bytes(one)
         names = {path.relative_to(item).as_posix(), other.relative_to(other_item).as_posix()}
         now = {*found(item, full=True), *found(other_item, full=True)}
-        # The commit.json of another item is whole in itself: it is the files that it speaks of that are not there.
+        # The commit.json of another item is whole in itself: the files that it speaks of are not there.
         assert now if path.name == COMMIT_FILE else names <= now, (path, other)
         swaps += 1
         path.write_bytes(one)
@@ -180,13 +180,9 @@ def test_a_commit_that_says_what_it_likes_is_not_believed(finished: Finished) ->
         path = item / COMMIT_FILE
         data = path.read_bytes()
         content = json.loads(data)
-        for changed in (
-            {**content, "record": {"mine": 1}},
-            {k: content[k] for k in content if k != "checksum"},
-        ):
-            path.write_bytes(
-                (json.dumps(changed, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
-            )
+        unsealed = {key: content[key] for key in content if key != "checksum"}
+        for changed in (content | {"record": {"mine": 1}}, unsealed):
+            path.write_bytes(canonical(changed))
             assert found(item, full=False) == [COMMIT_FILE]
         path.write_bytes(data)
 
@@ -194,7 +190,7 @@ def test_a_commit_that_says_what_it_likes_is_not_believed(finished: Finished) ->
 def test_harm_to_the_groups_on_the_way_is_told(
     finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Zarr's own files between the items: nothing of ours is lost with them, but other readers find nothing."""
+    """Zarr's own files between the items: nothing is lost with them, but other readers find nothing."""
     group = finished.output.slide_folder("s2") / "store.zarr" / "zarr.json"
     with flipped(group, 5, 1):
         code, lines = command(finished.output.root, capsys)

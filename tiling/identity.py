@@ -43,7 +43,7 @@ def identify(path: Path) -> FileIdentity:
 
 
 def check_unchanged(path: Path, identity: FileIdentity) -> None:
-    """`SlideError` where the slide is no longer what it was when its reading began: what was read is of both."""
+    """`SlideError` where the slide is no longer what it was when its reading began."""
     if identify(path) != identity:
         raise SlideError(
             "the file changed while it was read", path=path, action="Run again once it is copied completely"

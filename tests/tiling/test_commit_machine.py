@@ -1,4 +1,4 @@
-"""Whatever happens to an output, in whatever order: a reader sees whole items, and a run ends in the same bytes."""
+"""Whatever happens to an output: a reader sees whole items, and a run ends in the same bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 
 class Dying:
-    """Stands for `os` in `wsi.durable` and for its points of crash: the n-th is the last thing that happens."""
+    """Stands for the points of crash: after some of them the next is the last thing that happens."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -78,9 +78,7 @@ class AnOutput(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "folder"):
             return
-        for _ in range(
-            len(ITEMS) + 1
-        ):  # a run that meets damage sets it aside, and says so; the next goes on
+        for _ in range(len(ITEMS) + 1):  # what is met and damaged is set aside; the next goes on
             with contextlib.suppress(DamagedError):
                 self.run_all(self.store)
                 break
@@ -122,7 +120,7 @@ class AnOutput(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def flip(self, data: st.DataObject) -> None:
-        """Of one file a bit, which `verify` finds in full, and sets aside: a reader need not read all bytes."""
+        """A bit of one file, which `verify` finds in full: a reader need not read all bytes."""
         if path := self.some_file(data):
             content = bytearray(path.read_bytes())
             content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))

@@ -171,7 +171,7 @@ def test_a_damaged_item_set_aside_twice_is_kept_twice(tmp_path: Path) -> None:
     assert list(output.items()) == []
 
 
-# Two runs on one output --------------------------------------------------------------------------------------
+# Two runs on one output -----------------------------------------------------------------------------------
 
 RUNS = textwrap.dedent(
     """
