@@ -6,6 +6,7 @@ Everything is imported once; each run is a forked child, so that a kill costs no
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -19,15 +20,19 @@ from pathlib import Path
 
 # Imported before any fork, and before any thread of theirs is started.
 import openslide  # noqa: F401
-import torch  # noqa: F401
+import torch
 import zarr  # noqa: F401
 
 import cli
 import heatmaps.draw  # noqa: F401
-import mil.steps  # noqa: F401
+import mil.checkpoint
+import mil.encoders
+import mil.steps
+import tiling.commit
+import tiling.output
 import tiling.recipe
+import tiling.versions
 import wsi.durable
-from mil.networks.torchvision_shim import import_timm
 from tiling.commit import find_damage, read_commit
 from tiling.output import Output, verify_items
 
@@ -43,6 +48,27 @@ def small_shards() -> None:
     tiling.recipe.recipe_from_json = lambda content: replace(original(content), tiles_per_shard=4)
     asked = cli.cut_recipe
     cli.cut_recipe = lambda arguments: replace(asked(arguments), tiles_per_shard=4)
+
+
+def load_once() -> None:
+    """What every run would load or look up alike."""
+    mil.checkpoint.load_model = functools.cache(mil.checkpoint.load_model)
+    mil.encoders.load_encoder = functools.cache(mil.encoders.load_encoder)
+    tiling.versions.version = functools.cache(tiling.versions.version)
+    load, known = tiling.commit.load_commit, {}
+
+    def load_commit(item: Path) -> tiling.commit.Commit:
+        with contextlib.suppress(FileNotFoundError):
+            key = item, (item / tiling.commit.COMMIT_FILE).read_bytes()
+            if key not in known:
+                known[key] = load(item)
+            return known[key]
+        return load(item)
+
+    tiling.commit.load_commit = tiling.output.load_commit = load_commit
+    parser = cli.build_parser()
+    cli.build_parser = lambda: parser
+    torch.set_num_threads(1)
 
 
 def child(words: list[str], crash_at: str | None = None, report: Path | None = None) -> int:
@@ -90,7 +116,9 @@ def main() -> None:
     slides, model, weights, folder = (Path(word) for word in sys.argv[1:5])
     labelled, randomly, seed = (int(word) for word in sys.argv[5:8])
     small_shards()
-    import_timm()
+    load_once()
+    mil.checkpoint.load_model(model)
+    mil.encoders.load_encoder("timm:test_efficientnet", weights=weights, device="cpu")
     whole, notes = folder / "whole", folder / "points.json"
     start = time.monotonic()
     assert wait(child(command(slides, model, weights, whole), report=notes)) == 0

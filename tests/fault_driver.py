@@ -1,15 +1,15 @@
 """Run `microtome run` again and again on a disk on which one change fails; started by test_faults.py.
 
 First in a chain, on one output: every run fails at the first change that has not failed yet, and goes on
-from what the one before left. So every change fails once, and every failure is followed by the run that has to
-cope with it. Then, from nothing each time, and followed by the same command to its end: changes that the chain
-did not come to, and a sample of all, after which the disk stays full.
+from what the one before left. So every change fails once, and every failure is followed by the run that has
+to cope with it. Then, from nothing each time, and followed by the same command to its end: changes that the
+chain did not come to, and a sample of all, after which the disk stays full.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
 import io
 import json
 import random
@@ -18,16 +18,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import torch
-from crash_driver import readable, small_shards, tree
+import zarr
+from crash_driver import load_once, readable, small_shards, tree
 from faulty_disk import DELETES, FaultyDisk
 
 import cli
-import mil.checkpoint
-import mil.encoders
-import tiling.commit
-import tiling.output
-import tiling.versions
 
 
 def run(words: list[str], disk: FaultyDisk) -> tuple[int, str]:
@@ -35,28 +30,14 @@ def run(words: list[str], disk: FaultyDisk) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said), disk.mounted():
         code = cli.main(words)
+        zarr.core.sync.sync(settled())
     return code, said.getvalue()
 
 
-def load_once() -> None:
-    """What every run would load or look up alike."""
-    mil.checkpoint.load_model = functools.cache(mil.checkpoint.load_model)
-    mil.encoders.load_encoder = functools.cache(mil.encoders.load_encoder)
-    tiling.versions.version = functools.cache(tiling.versions.version)
-    load, known = tiling.commit.load_commit, {}
-
-    def load_commit(item: Path) -> tiling.commit.Commit:
-        with contextlib.suppress(FileNotFoundError):
-            key = item, (item / tiling.commit.COMMIT_FILE).read_bytes()
-            if key not in known:
-                known[key] = load(item)
-            return known[key]
-        return load(item)
-
-    tiling.commit.load_commit = tiling.output.load_commit = load_commit
-    parser = cli.build_parser()
-    cli.build_parser = lambda: parser
-    torch.set_num_threads(1)
+async def settled() -> None:
+    """Wait for what zarr had begun beside the write that failed: no later run is to be blamed for it."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class Driver:

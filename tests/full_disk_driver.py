@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from crash_driver import readable, small_shards, tree
-from fault_driver import load_once, run
+from crash_driver import load_once, readable, small_shards, tree
+from fault_driver import run
 from faulty_disk import FaultyDisk
 
 PAGE = 4096

@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from crash_driver import small_shards, wait
-from fault_driver import load_once
+from crash_driver import load_once, small_shards, wait
 
 import cli
+import mil.encoders
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -96,6 +96,7 @@ def main() -> None:
     folder, weights = Path(sys.argv[1]), sys.argv[2]
     small_shards()
     load_once()
+    mil.encoders.load_encoder("timm:test_efficientnet", weights=Path(weights), device="cpu")
     slides, cut, encoded = (str(folder / name) for name in ("slides", "cut", "encoded"))
     encoder = ["--encoder", "timm:test_efficientnet"]
     end = ["--quiet", "--device", "cpu"]

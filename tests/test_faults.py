@@ -44,6 +44,7 @@ def test_whichever_change_of_a_file_fails_the_run_ends_with_74_and_the_next_one_
     """Every write, sync, rename, new file, new folder and deletion of a run of six steps, each once."""
     done = drive("fault_driver.py", json.dumps(one_slide(small_run)), str(tmp_path), "8", "1")
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # of a thread, or at the very end
     found = json.loads(done.stdout)
     assert found["wrong"] == []
     assert found["changes"] == found["in chain"] + found["alone"]
@@ -62,6 +63,7 @@ def test_on_a_full_disk_whatever_does_not_fit_finished_items_stay_and_with_room_
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip("no private mounts here")
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # of a thread, or at the very end
     found = json.loads(done.stdout)
     assert found["wrong"] == []
     assert found["disks"] == 14

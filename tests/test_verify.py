@@ -37,10 +37,8 @@ class Finished:
 def finished(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     out = tmp_path_factory.mktemp("verify") / "out"
     assert cli.main(small_run.words(out, "--quiet")) == 0
-    formats = ["--format", "ome-tiff", "ome-zarr", "png"]
-    assert (
-        cli.main(["heatmap", str(out), "-m", str(small_run.model), *formats, "--overwrite", "--quiet"]) == 0
-    )
+    formats = ["--format", "ome-tiff", "ome-zarr", "png", "--overwrite", "--quiet"]
+    assert cli.main(["heatmap", str(out), "-m", str(small_run.model), *formats]) == 0
     assert cli.main(["report", str(out), "--quiet"]) == 0
     model, ensemble = load_model(small_run.model)
     save_model(out / "models" / "adapted", ensemble, model)

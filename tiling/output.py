@@ -139,6 +139,11 @@ class Output:
         with output_errors(self.root):
             for old in (*self.work.glob("trash-*"), *self.work.glob(".*.partial")):
                 remove(old)
+            for journal in self.work.glob(
+                "*.journal"
+            ):  # its item was published: nobody needs it
+                if not journal.with_suffix("").is_dir():
+                    remove(journal)
 
 
 def item_path(slide_folder: Path, item: str) -> Path:
