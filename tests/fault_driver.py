@@ -1,9 +1,9 @@
 """Run `microtome run` again and again on a disk on which one change fails; started by test_faults.py.
 
-First in a chain, on one output: every run fails at the first change that has not failed yet, and goes on
-from what the one before left. So every change fails once, and every failure is followed by the run that has
-to cope with it. Then, from nothing each time, and followed by the same command to its end: changes that the
-chain did not come to, and a sample of all, after which the disk stays full.
+In a chain, on one output: every run fails at the first change that has not failed yet, and goes on from what
+the one before left. So every failure is followed by the run that has to cope with it. What is only met in a
+run from nothing, further chains come to, until every change has failed once. Then a sample of all, from
+nothing each time, after which the disk stays full; and the same command again to its end.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import random
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import zarr
 from crash_driver import load_once, readable, small_shards, tree
-from faulty_disk import DELETES, FaultyDisk
+from faulty_disk import DELETES, Change, FaultyDisk
 
 import cli
 
@@ -89,21 +90,25 @@ class Driver:
             self.wrong.append(f"after {how}: left {left}")
         shutil.rmtree(self.out)
 
-    def chain(self, tried: set[str]) -> set[str]:
-        """Fail at one change after the other, but for those of `tried`; the names of all that failed."""
-        failed = set(tried)
-        disk = FaultyDisk(self.out, lambda change: change.name not in failed and not disk.failed)
+    def chain(self, wanted: Callable[[str], bool]) -> set[str]:
+        """Fail at one change after the other that is `wanted`, by name; the names of all that failed."""
+        failed: set[str] = set()
+
+        def fails(change: Change) -> bool:
+            return change.name not in failed and not disk.failed and wanted(change.name)
+
+        disk = FaultyDisk(self.out, fails)
         while self.fail(disk):
             failed.add(disk.failed[0].name)
-            disk = FaultyDisk(self.out, disk.fails)
+            disk = FaultyDisk(self.out, fails)
         self.complete("the chain")
-        return failed - tried
+        return failed
 
-    def alone(self, name: str, *, full: bool) -> None:
-        """Fail at one change of a run from nothing; with `full` at all after it that take room, too."""
+    def full(self, name: str) -> None:
+        """Fail at one change of a run from nothing, and at all after it that take room."""
 
-        def fails(change: object) -> bool:
-            return change.name == name or (full and bool(disk.failed) and change.kind not in DELETES)
+        def fails(change: Change) -> bool:
+            return change.name == name or (bool(disk.failed) and change.kind not in DELETES)
 
         disk = FaultyDisk(self.out, fails)
         self.fail(disk)
@@ -117,25 +122,24 @@ def main() -> None:
     load_once()
     driver = Driver(words, folder / "out")
     names = [change.name for change in driver.changes]
-    failed = driver.chain(set())
-    missed = [name for name in names if name not in failed]
-    for name in missed:
-        driver.alone(name, full=False)
+    failed = driver.chain(lambda name: True)
+    chains, missed = 1, set(names) - failed
+    while missed:  # from nothing its first one is met for sure
+        chains, missed = chains + 1, missed - driver.chain(missed.__contains__)
     for name in random.Random(seed).sample(names, sample):
-        driver.alone(name, full=True)
+        driver.full(name)
     # Where tiles are dropped, shards are packed anew: by changes that the run above has not made.
     slide = words[1]
     dropping = ["tile", slide, "--mpp", "1", "--tile-size", "64", "--min-sharpness", "700"]
     packing = Driver(dropping, folder / "packed")
-    packed = [name for name in packing.chain(failed) if "packed" in name or "found" in name]
+    new = packing.chain(lambda name: name not in failed)
+    packed = [name for name in new if "packed" in name or "found" in name]
     result = {
         "packed": len(packed),
         "changes": len(names),
         "kinds": Counter(change.kind for change in driver.changes),
-        "in chain": len(failed & set(names)),
-        "alone": len(missed),
-        "missed": missed,
-        "more": sorted(failed - set(names)),
+        "in the first chain": len(failed & set(names)),
+        "chains": chains,
         "survived": driver.survived + packing.survived,
         "wrong": driver.wrong + packing.wrong,
     }

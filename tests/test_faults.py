@@ -42,12 +42,11 @@ def test_whichever_change_of_a_file_fails_the_run_ends_with_74_and_the_next_one_
     small_run: Any, tmp_path: Path
 ) -> None:
     """Every write, sync, rename, new file, new folder and deletion of a run of six steps, each once."""
-    done = drive("fault_driver.py", json.dumps(one_slide(small_run)), str(tmp_path), "8", "1")
+    done = drive("fault_driver.py", json.dumps(one_slide(small_run)), str(tmp_path), "4", "1")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr  # of a thread, or at the very end
     found = json.loads(done.stdout)
     assert found["wrong"] == []
-    assert found["changes"] == found["in chain"] + found["alone"]
     assert found["changes"] > 400
     assert found["packed"] > 10
     assert found["survived"] == []
@@ -113,6 +112,7 @@ def test_an_output_that_cannot_be_written_is_refused_by_name_before_any_slide_is
     """As an ordinary user (the superuser may write anywhere), and on a disk that is mounted read-only."""
     place, scratch = open_to_all / "place", open_to_all / "scratch"
     shutil.copytree(small_run.weights.parent, open_to_all / "given")
+    (open_to_all / "given").chmod(0o755)
     copies = {name: open_to_all / "given" / path.name for name, path in small_run._asdict().items()}
     run, slides = one_slide(small_run._replace(**copies)), str(copies["slides"])
     (place / "there" / "slides" / "s2" / "store.zarr" / "tiles").mkdir(parents=True)
