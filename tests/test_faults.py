@@ -113,6 +113,7 @@ def test_an_output_that_cannot_be_written_is_refused_by_name_before_any_slide_is
     place, scratch = open_to_all / "place", open_to_all / "scratch"
     shutil.copytree(small_run.weights.parent, open_to_all / "given")
     (open_to_all / "given").chmod(0o755)
+    (open_to_all / "given" / small_run.weights.name).chmod(0o644)
     copies = {name: open_to_all / "given" / path.name for name, path in small_run._asdict().items()}
     run, slides = one_slide(small_run._replace(**copies)), str(copies["slides"])
     (place / "there" / "slides" / "s2" / "store.zarr" / "tiles").mkdir(parents=True)

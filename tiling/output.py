@@ -139,9 +139,7 @@ class Output:
         with output_errors(self.root):
             for old in (*self.work.glob("trash-*"), *self.work.glob(".*.partial")):
                 remove(old)
-            for journal in self.work.glob(
-                "*.journal"
-            ):  # its item was published: nobody needs it
+            for journal in self.work.glob("*.journal"):  # its item was published: nobody needs it
                 if not journal.with_suffix("").is_dir():
                     remove(journal)
 
