@@ -35,8 +35,9 @@ from tiling.commands import Commands, add_checks, add_output, add_overwrite, add
 from tiling.doctor.arguments import add_doctor
 from tiling.workers.arguments import add_crew, crew, threads
 from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
-from wsi.errors import MicrotomeError, UsageError
+from wsi.errors import MicrotomeError, SlideError, UsageError
 from wsi.messages import messages, on_a_terminal
+from wsi.stopping import stop_code, stoppable
 
 if TYPE_CHECKING:
     from mil.card import Named
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     command = arguments.__dict__.pop("command")
     try:
-        with messages(debug=arguments.debug):
+        with messages(debug=arguments.debug), stoppable():
             return int(command(arguments))
     except MicrotomeError as error:
         if arguments.debug:
@@ -63,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our results has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _complain("interrupted. Run the same command again to go on: what is finished is kept")
-        return 130
+        return stop_code(stop)
     except Exception as error:
         if arguments.debug:
             raise
@@ -86,7 +87,7 @@ def info(arguments: Arguments) -> int:
         try:
             with open_slide(entry.path, arguments, {entry.path: entry.mpp}) as slide:
                 reporter.facts(describe(slide))
-        except MicrotomeError as error:
+        except SlideError as error:
             _complain(str(error))
             code = 1
     return code

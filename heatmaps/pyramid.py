@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from heatmaps.colour import COLOUR_MAP, WHITE, check_range, colour_with_alpha
 from heatmaps.levels import Levels, level_sizes, make_levels
 from heatmaps.raster import Heatmap
-from wsi.durable import replacing
+from wsi.durable import open_again, open_new, replacing
 
 _TILE = 256
 _LEVEL = 3
@@ -229,7 +229,7 @@ def _write_directories(
         "PhysicalSizeYUnit": "µm",
         "MapAnnotation": {"Level0PixelsPerPixelX": heatmap.scale, "Level0PixelsPerPixelY": heatmap.scale_y},
     }
-    with tifffile.TiffWriter(path, bigtiff=True, ome=True, byteorder="<") as tif:
+    with open_new(path) as stream, tifffile.TiffWriter(stream, bigtiff=True, ome=True, byteorder="<") as tif:
         for level, (width, height) in enumerate(sizes):
             lengths = {"C": channels, "Y": height, "X": width, "S": 4}
             per_cm = 10_000 / (heatmap.mpp * columns / width), 10_000 / (heatmap.mpp * rows / height)
@@ -258,12 +258,11 @@ def _content_id(heatmap: Heatmap, spool: _Spool) -> uuid.UUID:
 
 def _share_empty(path: Path, empty: bytes) -> None:
     """Let all tiles that were left out point at one that is written at the file's end."""
-    with tifffile.TiffFile(path, mode="r+b") as tif:
+    with open_again(path) as stream, tifffile.TiffFile(stream) as tif:
         pages = [page for base in tif.pages for page in (base, *(base.pages or ()))]
         gaps = [page for page in pages if 0 in page.tags[_COUNTS].value]
         if not gaps:
             return
-        stream = tif.filehandle
         stream.seek(0, 2)
         offset = stream.tell()
         stream.write(empty)
@@ -281,11 +280,11 @@ def _chain(path: Path) -> None:
 
     A BigTIFF directory is a count (8 bytes), that many entries of 20 bytes, and the offset of the next.
     """
-    with tifffile.TiffFile(path, mode="r+b") as tif:
+    with open_again(path) as stream, tifffile.TiffFile(stream) as tif:
         base = tif.pages.first
         assert len(tif.pages) == 1
         assert base.subifds
-        order, stream = tif.byteorder, tif.filehandle
+        order = tif.byteorder
         for here, following in itertools.pairwise([base.offset, *base.subifds]):
             stream.seek(here)
             (entries,) = struct.unpack(f"{order}Q", stream.read(8))

@@ -15,6 +15,7 @@ from mil.encoder import Encoder
 from mil.feed import PIECE_BYTES, Pace, encode_blocks
 from tiling.commit import Commit, Draft
 from tiling.context import check_context, context_key, context_reader
+from tiling.identity import FileIdentity, check_unchanged
 from tiling.store import DraftArray, TileStore, make_array
 from tiling.tiles import tile_reader
 from tiling.versions import versions
@@ -82,6 +83,8 @@ def encode_slide(  # noqa: PLR0913 - choices that have nothing to do with one an
         return store.require(_item(encoder, context_mpp))
     watched = Watched(times or Stopwatch(), progress)
     features.encode(features.missing(), batch_size=batch_size, readers=readers, watched=watched)
+    if slide is not None and (context_mpp is not None or not store.has_pixels):
+        check_unchanged(slide.path, FileIdentity(**store.tiles.recipe["slide"]))
     return features.publish(batch_size=batch_size)
 
 

@@ -6,6 +6,8 @@ Everything is imported once; each run is a forked child, so that a kill costs no
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib
 import io
 import json
@@ -16,20 +18,29 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Imported before any fork, and before any thread of theirs is started.
+import numpy as np
 import openslide  # noqa: F401
-import torch  # noqa: F401
+import torch
 import zarr  # noqa: F401
 
 import cli
-import heatmaps.draw  # noqa: F401
-import mil.steps  # noqa: F401
+import heatmaps.draw
+import heatmaps.pyramid
+import mil.checkpoint
+import mil.encoders
+import mil.steps
+import tiling.commit
+import tiling.output
 import tiling.recipe
+import tiling.versions
 import wsi.durable
-from mil.networks.torchvision_shim import import_timm
+from heatmaps.raster import Heatmap
 from tiling.commit import find_damage, read_commit
 from tiling.output import Output, verify_items
 
@@ -43,6 +54,54 @@ def small_shards() -> None:
     """Four tiles a shard: small slides then have as many parts to be killed between as big ones."""
     original = tiling.recipe.recipe_from_json
     tiling.recipe.recipe_from_json = lambda content: replace(original(content), tiles_per_shard=4)
+    asked = cli.cut_recipe
+    cli.cut_recipe = lambda arguments: replace(asked(arguments), tiles_per_shard=4)
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for the same arrays; what is drawn of a heatmap follows from the thumbnail below it."""
+    known: dict[str, Any] = {}
+
+    def told(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.shape, value.dtype.str, hashlib.sha256(value.tobytes()).hexdigest()
+        return "" if isinstance(value, Heatmap) else value
+
+    def call(*values: Any, **named: Any) -> Any:
+        key = repr([*map(told, values), *((name, told(named[name])) for name in sorted(named))])
+        if key not in known:
+            known[key] = function(*values, **named)
+        return known[key]
+
+    return call
+
+
+def load_once() -> None:
+    """What every run would load or look up alike."""
+    mil.checkpoint.load_model = functools.cache(mil.checkpoint.load_model)
+    mil.encoders.load_encoder = functools.cache(mil.encoders.load_encoder)
+    tiling.versions.version = functools.cache(tiling.versions.version)
+    load, known = tiling.commit.load_commit, {}
+
+    def load_commit(item: Path) -> tiling.commit.Commit:
+        with contextlib.suppress(FileNotFoundError):
+            key = item, (item / tiling.commit.COMMIT_FILE).read_bytes()
+            if key not in known:
+                known[key] = load(item)
+            return known[key]
+        return load(item)
+
+    tiling.commit.load_commit = tiling.output.load_commit = load_commit
+    for module, name in (
+        (heatmaps.draw, "draw_overlay"),
+        (heatmaps.draw, "encode_png"),
+        (heatmaps.pyramid, "colour"),
+        (heatmaps.pyramid, "_deflate"),
+    ):
+        setattr(module, name, remembered(getattr(module, name)))
+    parser = cli.build_parser()
+    cli.build_parser = lambda: parser
+    torch.set_num_threads(1)
 
 
 def child(words: list[str], crash_at: str | None = None, report: Path | None = None) -> int:
@@ -99,7 +158,9 @@ def main() -> None:
     slides, model, weights, folder = (Path(word) for word in sys.argv[1:5])
     labelled, randomly, seed = (int(word) for word in sys.argv[5:8])
     small_shards()
-    import_timm()
+    load_once()
+    mil.checkpoint.load_model(model)
+    mil.encoders.load_encoder("timm:test_efficientnet", weights=weights, device="cpu")
     whole, notes = folder / "whole", folder / "points.json"
     start = time.monotonic()
     assert wait(child(command(slides, model, weights, whole), report=notes)) == 0

@@ -26,7 +26,7 @@ from tiling.quality import MEASURES, measure
 from tiling.recipe import CutRecipe
 from tiling.shards import read_chunks, shard_path, write_shard
 from tiling.tiles import TileCutter
-from wsi.durable import crash_point, make_folder, write_file
+from wsi.durable import crash_point, make_folder, output_errors, write_file
 from wsi.errors import SlideError
 from wsi.reader import find_runs
 
@@ -245,7 +245,8 @@ def repack(draft: Draft, kept: NDArray[np.bool_], recipe: CutRecipe) -> None:
     crash_point("packed")
     remove(draft.folder / FOUND)
     remove(pixels / "c")
-    (packed / "c").rename(pixels / "c")
+    with output_errors(draft.item):
+        (packed / "c").rename(pixels / "c")
     remove(packed)
     draft.parts = {"packed": entries}
 

@@ -18,7 +18,7 @@ exit codes:
   70   a bug in Microtome
   74   the output cannot be written, or the disk is full: run again to resume
   75   another run is writing to the output: run again later
-  130  interrupted: run again to resume
+  130  interrupted: run again to resume; likewise 143 (SIGTERM) and 129 (SIGHUP)
 """
 
 

@@ -385,11 +385,12 @@ def glob_escape(text: str) -> str:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder with all it holds."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Delete a file or a folder with all it holds; `OutputError` where that cannot be done."""
+    with output_errors(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -18,7 +18,7 @@ from tiling.blocks import FOUND, REASONS, BlockCutter, Findings, Progress, repac
 from tiling.commit import Commit, Draft, canonical
 from tiling.fit import fit_stain
 from tiling.grid import TileGrid, TileSpec, lay_grid
-from tiling.identity import FileIdentity, identify
+from tiling.identity import FileIdentity, check_unchanged, identify
 from tiling.quality import MEASURES
 from tiling.recipe import CutRecipe
 from tiling.selection import ALL_TISSUE, Selection
@@ -131,12 +131,7 @@ class Cutting:
             findings = self.blocks(workers=workers).cut(progress)
             warnings = self.warnings + _damage(slide, self.places, findings)
             _check_left(slide, findings)
-        if identify(slide.path) != self.identity:
-            raise SlideError(
-                "the file changed while it was read",
-                path=slide.path,
-                action="Run again once it is copied completely",
-            )
+        check_unchanged(slide.path, self.identity)
         record = _record(slide, self.places, self.normalizer, findings, warnings)
         with slide.times.lap("write"):
             _write_arrays(self.draft, recipe, self.places, findings)

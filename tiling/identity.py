@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi.errors import SlideError
+
 _ENDS = 1 << 20
 _SAMPLES = 64
 _SAMPLE = 1 << 14
@@ -38,6 +40,14 @@ def identify(path: Path) -> FileIdentity:
         digest.update(companion.name.encode("utf-8", "surrogateescape"))
         size += _sample(companion, digest, ends=_COMPANION_ENDS, samples=_COMPANION_SAMPLES)
     return FileIdentity(size, digest.hexdigest())
+
+
+def check_unchanged(path: Path, identity: FileIdentity) -> None:
+    """`SlideError` where the slide is no longer what it was when its reading began."""
+    if identify(path) != identity:
+        raise SlideError(
+            "the file changed while it was read", path=path, action="Run again once it is copied completely"
+        )
 
 
 def companions(path: Path) -> list[Path]:

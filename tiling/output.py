@@ -110,6 +110,12 @@ class Output:
                 path=self.root,
                 action="Wait for it to end, or give another folder with -o",
             ) from error
+        except OSError as error:
+            raise OutputError(
+                f"its file system does not lock files ({error.strerror or error}), and two runs would mix",
+                path=self.root,
+                action="Give a folder on a local disk with -o, or have it mounted with locks",
+            ) from error
         command = " ".join(Path(word).name for word in sys.argv[:2])
         with output_errors(self.root):
             stream.truncate(0)
@@ -133,6 +139,9 @@ class Output:
         with output_errors(self.root):
             for old in (*self.work.glob("trash-*"), *self.work.glob(".*.partial")):
                 remove(old)
+            for journal in self.work.glob("*.journal"):  # its item was published: nobody needs it
+                if not journal.with_suffix("").is_dir():
+                    remove(journal)
 
 
 def item_path(slide_folder: Path, item: str) -> Path:

@@ -14,7 +14,7 @@ from tiling.cohort import Outcome, Status
 from tiling.commit import Commit
 from tiling.output import Output
 from tiling.store import TileStore, judges_tiles, scores_by
-from wsi.errors import MicrotomeError
+from wsi.errors import MicrotomeError, OutputError
 from wsi.messages import on_a_terminal
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class Reporter:
             line = json.dumps(content, ensure_ascii=False)
         else:
             line = on_a_terminal("  ".join(f"{key}: {_plain(value)}" for key, value in content.items()))
-        self.results.write(line + "\n")
-        self.results.flush()
+        self._write(line + "\n")
 
     def facts(self, content: Mapping[str, Any]) -> None:
         """Tell several things of one object: a line each, or one JSON line."""
@@ -51,10 +50,22 @@ class Reporter:
             self.result(content)
             return
         width = max(len(key) for key in content)
-        for key, value in content.items():
-            self.results.write(on_a_terminal(f"{key:<{width}}  {_plain(value)}") + "\n")
-        self.results.write("\n")
-        self.results.flush()
+        lines = [on_a_terminal(f"{key:<{width}}  {_plain(value)}") for key, value in content.items()]
+        self._write("\n".join(lines) + "\n\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self.results.write(text)
+            self.results.flush()
+        except BrokenPipeError:  # whoever read has gone, and knows it
+            raise
+        except OSError as error:
+            with contextlib.suppress(OSError):  # else Python would try once more at its end, and complain
+                self.results.close()
+            raise OutputError(
+                f"results cannot be written to standard output ({error.strerror or error})",
+                action="Free some space where they go, and run the same command again",
+            ) from error
 
     def say(self, text: str) -> None:
         """Tell a message."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiling.commit import damaged
-from tiling.identity import identify
+from tiling.identity import check_unchanged, identify
 from tiling.store import TileStore
 from tiling.versions import versions
 from wsi.durable import write_file
@@ -38,7 +38,7 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
     Raises
     ------
     SlideError, ResolutionError
-        The slide cannot be read, or states no scale.
+        The slide cannot be read, changed while it was read, or states no scale.
     RecipeError, DamagedError
         See `TileStore.begin`.
     """
@@ -63,6 +63,7 @@ def survey_slide(slide: Slide, store: TileStore, method: TissueMethod) -> Tissue
     look_mpp = max(max(slide.size[0] * resolution.x, slide.size[1] * resolution.y) / LOOK_PX, finest)
     thumbnail = slide.thumbnail(look_mpp, damage=lost.of_the_picture)
     warnings = lost.warn()
+    check_unchanged(slide.path, identity)
     write_file(draft.folder / THUMBNAIL, encode_png(thumbnail))
     write_file(draft.folder / MASK, encode_png(mask.mask.astype(np.uint8) * 255))
     write_file(draft.folder / OUTLINE, encode_jpeg(mask.look(thumbnail)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -127,10 +128,10 @@ class TiffSlideBackend:
         self._path = path
         self._slide: Any = None
         try:
-            self._slide = tiffslide.TiffSlide(path)
+            self._slide, self._process = tiffslide.TiffSlide(path), os.getpid()
             sizes = self._slide.level_dimensions
             self._refuse_misread()
-            self._fill_with_white()
+            _fill_with_white(self._slide)
             self.associated = tuple(sorted(self._slide.associated_images))
         except Exception as error:  # tiffslide lets every error of tifffile, zarr and its own parsers through
             if self._slide is not None:
@@ -151,23 +152,29 @@ class TiffSlideBackend:
         ratio = self._slide.level_downsamples[number]
         x, y = (math.ceil(index * ratio - 1e-6) for index in (column, row))
         try:
-            pixels = np.asarray(self._slide.read_region((x, y), number, size, as_array=True))
+            pixels = np.asarray(self._handle().read_region((x, y), number, size, as_array=True))
             return _as_rgb(pixels, size)
         except Exception as error:  # the same breadth as on opening
             raise SlideError(
                 f"cannot be read at level-0 position ({x}, {y}) ({error})", path=self._path, action=_DAMAGED
             ) from error
 
-    def _series(self) -> list[Any]:
-        """The series of tifffile that hold the slide: one, but for Leica's, whose areas are one each."""
-        properties, series = self._slide.properties, self._slide.ts_tifffile.series
-        parts = properties.get("tiffslide.series-composition") or {}
-        numbers = parts.get("located_series") or [properties.get("tiffslide.series-index", 0)]
-        return [series[number] for number in numbers]
+    def _handle(self) -> Any:
+        """The open slide, of this very process: a forked child shares its parent's place in the file.
+
+        Whoever of the two seeks, moves the other one too, which then reads other pixels.
+        """
+        if self._process != os.getpid():
+            import tiffslide
+
+            slide = tiffslide.TiffSlide(self._path)
+            _fill_with_white(slide)
+            self._slide, self._process = slide, os.getpid()
+        return self._slide
 
     def _refuse_misread(self) -> None:
         """Refuse what tiffslide reads in wrong colours without a word: it takes any numbers for RGB."""
-        for page in (level.keyframe for series in self._series() for level in series.levels):
+        for page in (level.keyframe for series in _series(self._slide) for level in series.levels):
             if page.compression == _JPEG2000_YCBCR:
                 found = "takes its YCbCr in JPEG 2000 (compression 33003) for RGB"
             elif page.dtype != np.uint8:
@@ -176,14 +183,23 @@ class TiffSlideBackend:
                 continue
             raise SlideError(f"tiffslide {found}", path=self._path, action=RGB_AGAIN)
 
-    def _fill_with_white(self) -> None:
-        """Have tiles that were never scanned be white: tifffile would make them black."""
-        for series in self._series():
-            series.aszarr = partial(series.aszarr, fillvalue=255)
-
     def close(self) -> None:
         """Release the file."""
         self._slide.close()
+
+
+def _series(slide: Any) -> list[Any]:
+    """The series of tifffile that hold a slide: one, but for Leica's, whose areas are one each."""
+    properties, series = slide.properties, slide.ts_tifffile.series
+    parts = properties.get("tiffslide.series-composition") or {}
+    numbers = parts.get("located_series") or [properties.get("tiffslide.series-index", 0)]
+    return [series[number] for number in numbers]
+
+
+def _fill_with_white(slide: Any) -> None:
+    """Have tiles that were never scanned be white: tifffile would make them black."""
+    for series in _series(slide):
+        series.aszarr = partial(series.aszarr, fillvalue=255)
 
 
 def _as_text(properties: Mapping[str, str]) -> Mapping[str, str]:

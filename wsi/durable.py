@@ -16,6 +16,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from wsi.errors import MicrotomeError, OutputError
 
@@ -93,9 +94,23 @@ def replacing(path: Path, *, work: Path | None = None) -> Iterator[Path]:
             temporary.replace(path)
             sync_folder(path.parent)
             crash_point("after-replace")
-    finally:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException:
+        with contextlib.suppress(OSError):  # not there, or the disk is lost: what went wrong first is told
             temporary.unlink()
+        raise
+
+
+def open_new(path: Path) -> BinaryIO:
+    """A file for a library to write to, inside of `replacing`; the caller closes it.
+
+    tifffile's own closing passes over errors, and what was still to be written then is lost without a word.
+    """
+    return path.open("w+b")
+
+
+def open_again(path: Path) -> BinaryIO:
+    """The same, of a file that is there, to change bytes in it."""
+    return path.open("r+b")
 
 
 def write_file(path: Path, data: bytes, *, work: Path | None = None) -> None:

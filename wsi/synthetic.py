@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from wsi.durable import make_folder, replacing, write_file
+from wsi.durable import make_folder, open_new, replacing, write_file
 from wsi.errors import UsageError
 from wsi.picture import encode_png
 from wsi.specimen import (
@@ -191,7 +191,7 @@ def write_svs(
         return _aperio_description(size, shown=shown, mpp=mpp)
 
     tiles = f"({tile_px}x{tile_px})"
-    with replacing(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
+    with replacing(path) as temporary, open_new(temporary) as stream, tifffile.TiffWriter(stream) as tiff:
         tile = {"tile": (tile_px, tile_px)}
         tiff.write(pixels, description=described(f"{tiles} JPEG/YCC Q={quality}"), **_jpeg(quality, **tile))
         small = levels[-1]
@@ -218,7 +218,7 @@ def _write_label(tiff: Any, thumbnail: Bytes) -> None:
 
 
 def _write_tiff(path: Path, pixels: Bytes, *, mpp: float | None, tile_px: int) -> None:
-    with replacing(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
+    with replacing(path) as temporary, open_new(temporary) as stream, tifffile.TiffWriter(stream) as tiff:
         for number, (level, scale) in enumerate(zip(_levels(pixels), _DOWNSAMPLES, strict=True)):
             known = (
                 {}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tiling.commit import begin
+from tiling.commit import alone, begin
 from tiling.output import GROUP, Output, check_slide_id, verify_items
 from wsi.errors import OutputBusyError, OutputError, UsageError
 
@@ -156,3 +160,82 @@ def test_a_damaged_item_set_aside_twice_is_kept_twice(tmp_path: Path) -> None:
     assert first.is_dir()
     assert second.is_dir()
     assert list(output.items()) == []
+
+
+# Two runs on one output -----------------------------------------------------------------------------------
+
+RUNS = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+    from tiling.commit import begin, read_commit
+    from tiling.output import Output
+    from wsi.errors import OutputBusyError
+    output, mine, refused, slowest = Output(Path(sys.argv[1])), sys.argv[2], 0, 0.0
+    for number in range(50):
+        while True:
+            start = time.monotonic()
+            try:
+                with output.lock():
+                    for name in (f"{mine}-{number}/tissue", f"shared-{number}/tissue"):
+                        item = output.root / "slides" / name
+                        if read_commit(item) is None:
+                            draft = begin(item, {"place": name}, work=output.work)
+                            (draft.folder / "data").write_bytes(name.encode() * 100)
+                            draft.publish({})
+                break
+            except OutputBusyError:
+                refused, slowest = refused + 1, max(slowest, time.monotonic() - start)
+                time.sleep(0.002)
+    print(refused, slowest)
+    """
+)
+
+
+def test_of_two_runs_on_one_output_one_is_refused_at_once_and_fifty_times_nothing_is_lost(
+    tmp_path: Path,
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUNS, str(tmp_path), name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("one", "two")
+    ]
+    found = [process.communicate()[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(int(refused) for refused, _ in found) > 0
+    assert max(float(slowest) for _, slowest in found) < 1
+    reports = list(verify_items(Output(tmp_path), full=True))
+    assert len(reports) == 150
+    assert not any(report.damage or report.stale for report in reports)
+    assert list(Output(tmp_path).work.iterdir()) == []
+
+
+def test_the_holder_is_named_by_process_host_and_command(tmp_path: Path) -> None:
+    with Output(tmp_path).lock():
+        said = (tmp_path / ".lock").read_text()
+        named = re.escape(f"another run is writing here (process {os.getpid()} on {socket.gethostname()}: ")
+        with pytest.raises(OutputBusyError, match=named), Output(tmp_path).lock():
+            pass
+    assert said.endswith(" ".join(Path(word).name for word in sys.argv[:2]))
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_locks_is_said_and_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(OutputError, match=r"does not lock files .* two runs would mix.*local disk") as caught,
+        Output(tmp_path).lock(),
+    ):
+        pytest.fail("it was begun")
+    assert caught.value.exit_code == 74
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        alone(tmp_path / "m", work=tmp_path / ".work"),
+    ):
+        pytest.fail("it was begun")
