@@ -31,7 +31,6 @@ import zarr  # noqa: F401
 
 import cli
 import heatmaps.draw
-import heatmaps.pyramid
 import mil.checkpoint
 import mil.encoders
 import mil.steps
@@ -92,13 +91,8 @@ def load_once() -> None:
         return load(item)
 
     tiling.commit.load_commit = tiling.output.load_commit = load_commit
-    for module, name in (
-        (heatmaps.draw, "draw_overlay"),
-        (heatmaps.draw, "encode_png"),
-        (heatmaps.pyramid, "colour"),
-        (heatmaps.pyramid, "_deflate"),
-    ):
-        setattr(module, name, remembered(getattr(module, name)))
+    for name in ("draw_overlay", "encode_png"):
+        setattr(heatmaps.draw, name, remembered(getattr(heatmaps.draw, name)))
     parser = cli.build_parser()
     cli.build_parser = lambda: parser
     torch.set_num_threads(1)

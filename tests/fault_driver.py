@@ -45,7 +45,7 @@ class Driver:
     """What is run, and what is found."""
 
     def __init__(self, words: list[str], out: Path) -> None:
-        self.words, self.out = [*words, "-o", str(out), "--quiet", "--workers", "1"], out
+        self.words, self.out = [*words, "-o", str(out), "--quiet", "--workers", "0", "--threads", "1"], out
         self.verified: list[object] = []
         self.survived: list[str] = []
         self.wrong: list[str] = []

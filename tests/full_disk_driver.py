@@ -27,7 +27,7 @@ def main() -> None:
     words, folder, steps = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     disk, nothing = folder / "disk", FaultyDisk(folder / "nowhere")
     disk.mkdir()
-    words += ["-o", str(disk / "out"), "--quiet", "--workers", "1"]
+    words += ["-o", str(disk / "out"), "--quiet", "--workers", "0", "--threads", "1"]
     small_shards()
     load_once()
     mount(disk, "size=64m")

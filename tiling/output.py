@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tiling.commit import COMMIT_FILE, Commit, Damage, canonical, find_damage, load_commit, remove
+from tiling.commit import COMMIT_FILE, JOURNAL, Commit, Damage, canonical, find_damage, load_commit, remove
 from wsi.durable import make_folder, output_errors
 from wsi.errors import DamagedError, OutputBusyError, OutputError, UsageError
 
@@ -139,8 +139,8 @@ class Output:
         with output_errors(self.root):
             for old in (*self.work.glob("trash-*"), *self.work.glob(".*.partial")):
                 remove(old)
-            for journal in self.work.glob("*.journal"):  # its item was published: nobody needs it
-                if not journal.with_suffix("").is_dir():
+            for journal in self.work.glob(f"*{JOURNAL}*"):  # its item was published: nobody needs it
+                if not journal.with_name(journal.name.partition(JOURNAL)[0]).is_dir():
                     remove(journal)
 
 
