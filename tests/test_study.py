@@ -100,8 +100,10 @@ def test_a_thumbnail_at_another_scale_is_not_put_under_the_scores(
 
 
 def test_run_cuts_as_the_training_slides_were_cut_and_gives_their_scores(study: Path) -> None:
-    microtome(study, "run", "slides", "-m", "model", "-o", "again", "--weights", "weights-0.safetensors")
-    for slide_id in ("synth-000", "synth-001"):
+    two = ("synth-000", "synth-001")
+    files = [str(study / "slides" / f"{slide_id}.svs") for slide_id in two]
+    microtome(study, "run", *files, "-m", "model", "-o", "again", "--weights", "weights-0.safetensors")
+    for slide_id in two:
         one, two = (TileStore(Output(study / name), slide_id) for name in ("out", "again"))
         assert one.tiles.recipe == two.tiles.recipe
         assert (one.scores("model")[0] == two.scores("model")[0]).all()
