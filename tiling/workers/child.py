@@ -11,6 +11,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,7 +19,7 @@ from typing import Any
 
 from tiling.workers.unit import Refused, Unit, Work
 from tiling.workers.worker import Worker
-from wsi.errors import MicrotomeError
+from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages
 
 HEARTBEAT_SECONDS = 0.25
@@ -49,6 +50,7 @@ def main(descriptor: int) -> None:
     work: Work = line.next()
     with messages(debug=work.orders.debug):
         try:
+            _go_to(work)
             worker = Worker(work)
         except MicrotomeError as error:
             line.send(Refused(error))
@@ -62,6 +64,17 @@ def main(descriptor: int) -> None:
             with _Heartbeat(line, worker) as heart:
                 result = worker.do(unit, heart.progress, reached=heart.reached)
             line.send(result)
+
+
+def _go_to(work: Work) -> None:
+    try:
+        os.chdir(work.started_in)
+    except OSError as error:
+        raise UsageError(
+            f"the worker on {socket.gethostname()} does not see the folder where the command was started",
+            path=work.started_in,
+            action="Start it in a folder that all machines share",
+        ) from error
 
 
 class _Line:

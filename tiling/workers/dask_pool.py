@@ -8,6 +8,7 @@ fault, or its operator's, and its units are done again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
 import queue
 import socket
@@ -124,6 +125,7 @@ class DaskPool:
         self._crew = f"microtome-{work.run}"
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._units: dict[Future, Unit] = {}
+        self._numbers = itertools.count()
         self._threads, self._gpus, self._looked = 0, 0, -1e9
         self._closing = contextlib.ExitStack()
         self._lost = False
@@ -154,7 +156,7 @@ class DaskPool:
             do_unit,
             self._crew,
             unit,
-            key=f"{unit.slide_id}-{unit.step}-{unit.part}-{time.monotonic_ns()}",
+            key=f"{self._crew}-{next(self._numbers)}",
             pure=False,
             retries=0,
             priority=0 if unit.part is None and unit.step == 0 else 1,

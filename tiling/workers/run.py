@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tiling.cohort import Outcome, RunLog
 from tiling.manifest import SlideEntry
@@ -77,7 +78,7 @@ def run_slides(
         output.clean()
         run, log = os.urandom(8).hex(), RunLog(output, command)
         announce_run(output, run)
-        work = Work(orders, output.root.resolve(), run, versions())
+        work = Work(orders, output.root.absolute(), Path.cwd(), run, versions())
 
         def ended(end: SlideEnd) -> None:
             log.add(end.outcome, end.steps, ledger=end.ledger)

@@ -39,6 +39,8 @@ class Work:
     orders: Orders
     root: Path
     """The output folder, as every process sees it."""
+    started_in: Path
+    """Where the command was started: relative paths count from there, in every process."""
     run: str
     """What names this run, and is in a file of its work folder: that is how a process knows the folder."""
     versions: Mapping[str, str]

@@ -30,6 +30,7 @@ from tiling.workers.limits import Limits
 from tiling.workers.run import OpenPool, run_slides
 from tiling.workers.unit import Orders, Work
 from wsi.errors import SchedulerLostError
+from wsi.synthetic import write_slide
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
@@ -174,6 +175,19 @@ def test_libraries_have_the_workers_threads_and_not_the_nannys_one(cluster: Clus
     (one,) = run_slides(Output(tmp_path / "out"), slides, orders, command=["toy"], pool=by(cluster))
     assert one.status is Status.DONE, one.reason
     assert (log / "seen.json").read_text() == '{"torch": 2, "child": 42}'
+
+
+def test_relative_paths_count_from_where_the_command_was_started(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers were started somewhere else."""
+    write_slide(tmp_path / "s.svs", seed=2, lesion=False, size=(512, 384))
+    monkeypatch.chdir(tmp_path)
+    slides, orders = [SlideEntry("s", Path("s.svs"))], Orders(toy.tiles_alone, toy.open_slide)
+    (one,) = run_slides(Output(Path("out")), slides, orders, command=["tile"], pool=by(cluster))
+    (two,) = run_slides(Output(Path("here")), slides, orders, command=["tile"])
+    assert one.status is two.status is Status.DONE, one.reason
+    assert toy.results(Output(Path("out"))) == toy.results(Output(Path("here")))
 
 
 def test_workers_killed_every_second_lose_no_slide_and_at_most_the_part_in_flight(

@@ -24,7 +24,7 @@ def work(tmp_path: Path) -> Work:
     output = Output(tmp_path / "out")
     with output.lock():
         announce_run(output, "this run")
-    return Work(Orders(toy.Toy(tmp_path / "log")), output.root, "this run", versions())
+    return Work(Orders(toy.Toy(tmp_path / "log")), output.root, tmp_path, "this run", versions())
 
 
 def test_a_worker_of_other_versions_or_of_another_folder_is_refused(work: Work, tmp_path: Path) -> None:

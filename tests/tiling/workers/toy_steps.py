@@ -17,6 +17,7 @@ from tiling.grid import TileSpec
 from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.pipeline import Job, Step, cut_step, survey_step
+from tiling.qc import tile_steps
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore
 from wsi.durable import write_file
@@ -119,6 +120,11 @@ def real_steps() -> list[Step]:
     recipe = CutRecipe(TileSpec(64, 1.0), tiles_per_shard=4)
     encoding = Encoding(untrained_encoder("timm:test_vit", seed=0), Precision.FP32)
     return [survey_step(recipe.tissue), cut_step(recipe), *encode_steps(encoding)]
+
+
+def tiles_alone() -> list[Step]:
+    """Tissue and tiles."""
+    return tile_steps(CutRecipe(TileSpec(64, 1.0)))
 
 
 def open_slide(file: SlideEntry) -> Slide:
