@@ -158,13 +158,7 @@ def test_what_wants_a_gpu_goes_where_one_is_and_a_poisonous_slide_kills_no_worke
     assert {count[f"{name}.{part}"] for name in sound for part in range(3)} == {2}  # one of each item
     assert toy.results(Output(tmp_path / "out")) == undisturbed(tmp_path, sound, make)
     # Nothing is left of the run: no process, no plugin.
-    assert not [p for pid in before.values() for p in psutil.Process(pid).children() if _does_units(p)]
-
-
-def _does_units(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return "tiling.workers.child" in " ".join(process.cmdline())
-    return False
+    assert not [p for pid in before.values() for p in psutil.Process(pid).children() if toy.does_units(p)]
 
 
 def test_libraries_have_the_workers_threads_and_not_the_nannys_one(cluster: Cluster, tmp_path: Path) -> None:

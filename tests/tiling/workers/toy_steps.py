@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import multiprocessing
@@ -11,6 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tiling.commit import Draft
 from tiling.grid import TileSpec
@@ -154,6 +157,13 @@ def misbehave(slide_id: str) -> None:
         raise NoTissueError("no tissue", path=slide_id)
     elif kind == "prints":
         os.write(1, b"a library prints\n")
+
+
+def does_units(process: psutil.Process) -> bool:
+    """Whether it is a worker's process, and not another child of who runs the tests."""
+    with contextlib.suppress(psutil.Error):
+        return "tiling.workers.child" in " ".join(process.cmdline())
+    return False
 
 
 def attempts(log: Path) -> list[str]:
