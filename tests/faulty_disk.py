@@ -24,7 +24,8 @@ CHANGES = {
 """Functions of `os`, and what they do."""
 DELETES = {"unlink", "rmdir"}
 _CHANCE = re.compile(
-    r"\d{8}T[\d.]+Z|[0-9a-f]{32}|(?<=trash-)\d+|(?<=[.-])\d+(?=\.partial|\.json)|#\d+ \(deleted\)"
+    r"\d{8}T[\d.]+Z|[0-9a-f]{32}|(?<=trash-)[0-9a-f]{8}|(?<=\.)[0-9a-f]{8}(?=\.partial)|(?<=-)\d+(?=\.json)"
+    r"|#\d+ \(deleted\)"
 )
 """What in a name differs between two runs: the time, temporary names and processes."""
 

@@ -15,7 +15,7 @@ from tiling.versions import versions
 from tiling.workers.driver import SlideEnd, drive
 from tiling.workers.pool import Here, Pool
 from tiling.workers.unit import Event, Orders, Progressed, Work
-from tiling.workers.worker import announce_run
+from tiling.workers.worker import announced
 
 OpenPool = Callable[[Work, Callable[[Event], None]], Pool]
 """Who does the work; the function hears of progress that the pool's events would tell too late."""
@@ -74,10 +74,9 @@ def run_slides(
     MicrotomeError
         The steps cannot be made, or nobody is there any more to make them.
     """
-    with output.lock():
+    run, log = os.urandom(8).hex(), RunLog(output, command)
+    with output.lock(), announced(output, run):
         output.clean()
-        run, log = os.urandom(8).hex(), RunLog(output, command)
-        announce_run(output, run)
         work = Work(orders, output.root.absolute(), Path.cwd(), run, versions())
 
         def ended(end: SlideEnd) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from tiling.blocks import Progress
 from tiling.cohort import Status, StepTime
+from tiling.commit import remove
 from tiling.ensure import ensure, setting_aside
 from tiling.manifest import SlideEntry
 from tiling.output import Output
@@ -27,6 +29,7 @@ from wsi.stopwatch import Stopwatch
 Reached = Callable[[int], None]
 """Called with the number of a step when it begins."""
 
+_RUN = "run"  # file of the work folder
 _log = logging.getLogger(__name__)
 
 
@@ -140,9 +143,13 @@ def _timed(step: Step, job: Job) -> StepTime:
     return StepTime(step.item, made, time.perf_counter() - start, job.times.since(before))
 
 
-def announce_run(output: Output, run: str) -> None:
+@contextlib.contextmanager
+def announced(output: Output, run: str) -> Iterator[None]:
     """Leave the run's name where its workers look for it. The caller holds the output's lock."""
-    write_file(output.work / "run", run.encode())
+    path = output.work / _RUN
+    write_file(path, run.encode())
+    yield  # after an error it stays: the first one is to be told, and the next run writes over it
+    remove(path)
 
 
 def _require_alike(work: Work) -> None:
@@ -156,7 +163,7 @@ def _require_alike(work: Work) -> None:
                 action="Install the same versions on all machines",
             )
     try:
-        there = (Output(work.root).work / "run").read_bytes().decode()
+        there = (Output(work.root).work / _RUN).read_bytes().decode()
     except OSError:
         there = ""
     if there != work.run:  # a folder of that name on another machine, or one that is not mounted

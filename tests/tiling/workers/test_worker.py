@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +15,16 @@ from tiling.output import Output
 from tiling.versions import versions
 from tiling.workers.limits import Limits, fair_share, machine_memory
 from tiling.workers.unit import Orders, Unit, Work
-from tiling.workers.worker import Worker, announce_run
+from tiling.workers.worker import Worker, announced
 from wsi.errors import UsageError
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def work(tmp_path: Path) -> Iterator[Work]:
     (tmp_path / "log").mkdir()
     output = Output(tmp_path / "out")
-    with output.lock():
-        announce_run(output, "this run")
-    return Work(Orders(toy.Toy(tmp_path / "log")), output.root, tmp_path, "this run", versions())
+    with output.lock(), announced(output, "this run"):
+        yield Work(Orders(toy.Toy(tmp_path / "log")), output.root, tmp_path, "this run", versions())
 
 
 def test_a_worker_of_other_versions_or_of_another_folder_is_refused(work: Work, tmp_path: Path) -> None:
