@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Before torch is imported: on tiny networks a second thread only waits for the first, and spins."""
 os.environ.setdefault("MICROTOME_WORKERS", "0")
 """Commands of a test work in its own process, where it can look, unless it asks for others."""
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as by nohup, and by shells for what is in the background
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -191,7 +191,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    assert tried("locks", locks, tmp_path).value == "no: No locks available"
+    assert tried("locks", locks, tmp_path).value.startswith("no: its file system does not lock files")
 
 
 def test_a_rename_that_replaces_or_copies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ import pickle
 import queue
 import socket
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distributed import Client, KilledWorker, WorkerPlugin, get_worker
+from distributed.client import FutureCancelledError
 
 from tiling.workers.limits import Limits, fair_share
 from tiling.workers.supervisor import Child
@@ -152,16 +154,17 @@ class DaskPool:
 
     def give(self, unit: Unit) -> None:
         """Submit it: parts of slides that are begun before other slides."""
-        future = self._client.submit(
-            do_unit,
-            self._crew,
-            unit,
-            key=f"{self._crew}-{next(self._numbers)}",
-            pure=False,
-            retries=0,
-            priority=0 if unit.part is None and unit.step == 0 else 1,
-            resources={GPU: 1} if unit.on_gpu else None,
-        )
+        with self._reaching():
+            future = self._client.submit(
+                do_unit,
+                self._crew,
+                unit,
+                key=f"{self._crew}-{next(self._numbers)}",
+                pure=False,
+                retries=0,
+                priority=0 if unit.part is None and unit.step == 0 else 1,
+                resources={GPU: 1} if unit.on_gpu else None,
+            )
         self._units[future] = unit
         future.add_done_callback(self._ended.put)
 
@@ -177,8 +180,9 @@ class DaskPool:
                 self._say_again = time.monotonic() + _SAY_SECONDS
             return []
         unit = self._units.pop(future)
-        report = self._report(future, unit)
-        future.release()
+        with self._reaching():
+            report = self._report(future, unit)
+            future.release()
         return [report]
 
     def close(self) -> None:
@@ -213,13 +217,24 @@ class DaskPool:
         if time.monotonic() - self._looked < 1.0:
             return
         self._looked = time.monotonic()
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        with self._reaching():
+            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         self._threads = sum(int(worker["nthreads"]) for worker in workers)
         self._gpus = sum(int(worker["resources"].get(GPU, 0)) for worker in workers)
 
     def _require_scheduler(self) -> None:
         if self._client.status != "running":
             raise self._gone()
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Whatever fails on the way to the scheduler and back means that it is gone."""
+        try:
+            yield
+        except MicrotomeError:
+            raise
+        except (OSError, TimeoutError, RuntimeError, CancelledError, FutureCancelledError) as error:
+            raise self._gone() from error
 
     def _gone(self) -> SchedulerLostError:
         self._lost = True
