@@ -148,45 +148,54 @@ def scheduler_table(units: int) -> float:
 
 def efficiency_table(slides: int, rounds: int) -> tuple[float, float]:
     """Print one worker against two; returns a slide's seconds by one worker, and the efficiency of two."""
-    print(
-        "\n### Efficiency\n\n| | 1 worker, s | 2 workers, s | efficiency of two |\n|---|---|---|---|",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        many, large = Path(folder) / "many", Path(folder) / "large"
-        many.mkdir()
-        large.mkdir()
+    print("\n### Efficiency\n\n| | 1 worker, s | in two, s | efficiency |\n|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        many, half, large = (folder / name for name in ("many", "half", "large"))
+        for path in (many, half, large):
+            path.mkdir()
         write_slide(many / "s0.svs", seed=1, lesion=True, size=(6144, 4096))
         for number in range(1, slides):
             os.link(many / "s0.svs", many / f"s{number}.svs")
+        for number in range(slides // 2):
+            os.link(many / "s0.svs", half / f"s{number}.svs")
         write_slide(large / "s.svs", seed=2, lesion=True, size=(20_480, 16_384))
-        start = min(_tile(Path(folder) / "none", Path(folder), 1) for _ in range(rounds))
-        found = {}
-        for name, path in (("a cohort", many), ("one large slide", large)):
-            took: dict[int, list[float]] = {1: [], 2: []}
-            for _ in range(rounds):
-                for workers in took:
-                    took[workers].append(_tile(path, Path(folder), workers))
-            one, two = (sum(times) / rounds for times in took.values())
-            found[name] = one, two
-            print(f"| {name} | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |", flush=True)
-            one, two = one - start, two - start
-            print(f"| without start and imports | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |")
-        one, two = found["a cohort"]
-    print(
-        f"\n{slides} slides of 6,144 x 4,096 px, one of 20,480 x 16,384; means of {rounds} turns. Start and"
-    )
-    print(f"imports are those of a command that finds no slide: {start:.2f} s.")
+        start = min(_tile(folder, (folder / "none", 1)) for _ in range(rounds))
+        ways = {"one": [(many, 1)], "two": [(many, 2)], "halves": [(half, 1), (half, 1)]}
+        ways |= {"large": [(large, 1)], "large by two": [(large, 2)]}
+        took = dict.fromkeys(ways, 0.0)
+        for _ in range(rounds):
+            for way, commands in ways.items():
+                took[way] += _tile(folder, *commands) / rounds
+    one, two = took["one"], took["two"]
+    _efficiency("a cohort, by two workers", one, two)
+    _efficiency("the same by two commands, of half the slides each", one, took["halves"])
+    _efficiency("the first without start and imports", one - start, two - start)
+    _efficiency("one large slide, by two workers", took["large"], took["large by two"])
+    _efficiency("the same without start and imports", took["large"] - start, took["large by two"] - start)
+    print(f"\n{slides} slides of 6,144 x 4,096 px, one of 20,480 x 16,384; means of {rounds} turns.")
+    print("What two commands reach that know nothing of each other, is what the machine has.")
+    print(f"Start and imports: {start:.2f} s.")
     return (one - start) / slides, (one - start) / (2 * (two - start))
 
 
-def _tile(path: Path, folder: Path, workers: int) -> float:
-    """Seconds of a command; of one that finds no slide, those of its start."""
+def _efficiency(name: str, one: float, two: float) -> None:
+    print(f"| {name} | {one:.2f} | {two:.2f} | {one / (2 * two):.2f} |", flush=True)
+
+
+def _tile(folder: Path, *commands: tuple[Path, int]) -> float:
+    """Seconds of commands that run at once, each over a folder of slides with so many workers."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        words = ["tile", str(path), "-o", out, "--quiet", "--workers", str(workers)]
-        start = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "cli.py"), *words], capture_output=True, check=False)
-        return time.perf_counter() - start
+        begun = time.perf_counter()
+        running = []
+        for number, (path, workers) in enumerate(commands):
+            words = [sys.executable, str(ROOT / "cli.py"), "tile", str(path), "--quiet"]
+            words += ["-o", f"{out}/{number}", "--workers", str(workers)]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            running.append(subprocess.Popen(words, **quiet))
+        for one in running:
+            one.wait()
+        return time.perf_counter() - begun
 
 
 def project(seconds: float, efficiency: float, overhead: Overhead, grown: float) -> None:
