@@ -117,9 +117,11 @@ class Child:
         held, silent = self._look(), time.monotonic() - self._heard
         if self._limits.memory_bytes is not None and held > self._limits.memory_bytes:
             said = f"{held / 2**30:.1f} GiB of memory, {self._limits.memory_bytes / 2**30:.1f} are allowed"
-            return self._stopped(f"its process held {said} (--memory-limit)")
+            # Once more in a fresh process: what it held may be what slides before had left in it.
+            return self._stopped(f"its process held {said} (--memory-limit)", hopeless=False)
         if self.ready and silent > self._limits.stall_seconds + _MISSED_BY:
-            return self._stopped(f"no progress for {self._limits.stall_seconds:.0f} s (--stall-seconds)")
+            silence = f"no progress for {self._limits.stall_seconds:.0f} s (--stall-seconds)"
+            return self._stopped(silence, hopeless=True)
         return None
 
     def stop(self) -> None:
@@ -142,10 +144,12 @@ class Child:
         self._peak = max(self._peak, held)
         return held
 
-    def _stopped(self, reason: str) -> Report:
+    def _stopped(self, reason: str, *, hopeless: bool) -> Report:
         reached = self._alive.step, max(0, self._alive.found)
         self.stop()
-        return self._report(Died(reason, by_itself=True, hopeless=True, reached=reached))
+        return self._report(
+            Died(reason, by_itself=True, hopeless=hopeless, reached=reached, began=self.ready)
+        )
 
     def _dead(self) -> list[Report]:
         """Of a process that is gone: its last words are how it ended."""

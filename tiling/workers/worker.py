@@ -57,6 +57,7 @@ class Worker:
         self.steps = list(work.orders.make_steps())
         self._open: tuple[SlideEntry, Slide] | None = None
         self._kept: dict[str, object] = {}
+        self._kept_of: SlideEntry | None = None
         self._times = Stopwatch()
 
     def do(self, unit: Unit, progress: Progress, *, reached: Reached = lambda step: None) -> Result:
@@ -93,6 +94,9 @@ class Worker:
             self._open = None
 
     def _do(self, unit: Unit, progress: Progress, reached: Reached, spent: list[StepTime]) -> Result:
+        if unit.slide != self._kept_of:  # also where steps start from the store, and no slide is open
+            self._kept.clear()
+            self._kept_of = unit.slide
         store = TileStore(self.output, unit.slide_id, overwrite=self.work.orders.overwrite, run=self.work.run)
         slide = self._slide(unit)
         times = slide.times if slide else self._times

@@ -64,6 +64,19 @@ def test_a_slide_stays_open_from_part_to_part_and_no_longer(work: Work, tmp_path
     assert len(opened) == len(closed) == 4
 
 
+def test_what_is_kept_of_a_slide_is_not_taken_for_another_one(work: Work, tmp_path: Path) -> None:
+    """Also where steps start from the store, so that no slide is opened and closed between them."""
+    worker = Worker(replace(work, orders=Orders(toy.Keeps(tmp_path / "log"))))
+    one, two = (Unit(SlideEntry(name, tmp_path / name)) for name in ("sound-1", "sound-2"))
+    for unit in (one, two):
+        worker.do(replace(unit, most_parts=1), lambda done, total: None)
+    for unit in (one.at(0, part=0), two.at(0, part=1), one.at(0, part=2)):
+        worker.do(unit, lambda done, total: None)
+    assert toy.attempts(tmp_path / "log") == ["sound-1.0", "sound-1.2", "sound-2.1"]
+    journals = sorted((work.root / ".work").glob("*.journal-*"))
+    assert [journal.read_text().count("\n") for journal in journals] in ([1, 2], [2, 1])
+
+
 def test_a_fair_share_leaves_something_for_the_others() -> None:
     total = machine_memory()
     assert 0 < total <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

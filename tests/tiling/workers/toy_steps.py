@@ -80,6 +80,22 @@ class Toy:
         (self.log / f"{what}.{os.getppid()}.{time.monotonic_ns()}").touch()
 
 
+class Keeps(Toy):
+    """Begins with a slide once, and keeps what it then knows, as real steps do."""
+
+    def make(self, job: Job, part: int) -> None:
+        if "draft" not in job.kept:
+            job.kept["draft"] = (
+                job.store.slide_id,
+                job.store.join(self.item, self._recipe(job), helper=job.helper),
+            )
+        name, draft = job.kept["draft"]
+        self.mark(f"{self.item}:{name}.{part}")
+        path = draft.folder / f"part-{part}"
+        write_file(path, b"x")
+        draft.finish_part(str(part), [path])
+
+
 class Unmakable(Toy):
     """Of settings that are wrong."""
 
