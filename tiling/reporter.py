@@ -132,7 +132,7 @@ class CohortWatch:
     """Name and weights of the model whose predictions are told."""
     bar: tqdm[Any] | None
     """None where nobody looks."""
-    _tiles: dict[str, int] = field(default_factory=dict)
+    _at_work: set[str] = field(default_factory=set)
 
     def ended(self, outcome: Outcome) -> None:
         """A slide has."""
@@ -140,18 +140,18 @@ class CohortWatch:
             self.bar.clear()
         self.reporter.outcome(outcome, self.output, model=self.model)
         if self.bar is not None and self.bar.unit == "slide":
-            self._tiles.pop(outcome.slide_id, None)
+            self._at_work.discard(outcome.slide_id)
             self.bar.update()
 
     def progressed(self, event: Progressed) -> None:
-        """A slide's tiles have; of many slides, those are named that are at work."""
+        """A slide's tiles have; of many slides, it is told how many are at work."""
         if self.bar is None:
             return
         if self.bar.unit == "tile":
             _show(self.bar, event.done, event.total)
             return
-        self._tiles[event.unit.slide_id] = event.done
-        self.bar.set_postfix_str(f"{len(self._tiles)} at work", refresh=False)
+        self._at_work.add(event.unit.slide_id)
+        self.bar.set_postfix_str(f"{len(self._at_work)} at work", refresh=False)
         self.bar.refresh()
 
 

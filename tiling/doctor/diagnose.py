@@ -13,12 +13,13 @@ from tiling.arguments import cut_recipe, selection_files
 from tiling.blocks import Progress
 from tiling.doctor.disk import disk, probing
 from tiling.doctor.finding import Finding
-from tiling.doctor.machine import available_memory, machine, memory_limit, usable_processors
+from tiling.doctor.machine import available_memory, machine, memory_limit
 from tiling.doctor.plan import plan_cohort
 from tiling.doctor.software import software
 from tiling.doctor.speed import CUT_SHARE, SECONDS, CutSpeed, EncodeSpeed, cut_speed, synthetic_slide
 from tiling.manifest import SlideEntry, find_entries, mpp_by_path
 from tiling.recipe import CutRecipe
+from tiling.workers.limits import usable_cores
 from wsi.arguments import open_slide
 from wsi.errors import MicrotomeError, UsageError
 from wsi.slide import Slide
@@ -58,7 +59,7 @@ def diagnose(
     if not 0 <= seconds <= _LONGEST:
         raise UsageError(f"--speed-test is {seconds:g}", action="Give seconds, such as 10, or 0 for none")
     recipe, files = cut_recipe(arguments), selection_files(arguments)
-    workers = max(1, int(usable_processors())) if arguments.workers is None else arguments.workers
+    workers = usable_cores() if arguments.workers is None else arguments.workers
     if workers < 1:
         raise UsageError(f"--workers is {workers}", action="Give 1 or more")
     entries = find_entries(arguments.plan or ())

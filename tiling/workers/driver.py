@@ -221,8 +221,9 @@ class _Run:
 
     def _bury(self, unit: Unit, slide: _Slide, death: Died) -> None:
         """Try again, unless it would die again."""
-        further = death.reached > slide.reached.get(unit.part, (-1, 0))
-        slide.reached[unit.part] = max(death.reached, slide.reached.get(unit.part, (-1, 0)))
+        before = slide.reached.get(unit.part, (-1, 0))
+        further = death.reached > before
+        slide.reached[unit.part] = max(death.reached, before)
         if death.by_itself:
             slide.deaths[unit.part] += 1
         else:
