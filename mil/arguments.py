@@ -6,6 +6,7 @@ import contextlib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from wsi.errors import UsageError
 if TYPE_CHECKING:
     from mil.assessment.settings import Wanted
     from mil.checkpoint import Model
+    from mil.device import Precision
+    from mil.encoder import Encoder
     from mil.study import StudyRecipe
     from tiling.pipeline import Step
 
@@ -288,25 +291,36 @@ def encoding(
 
     `expected` is the identity that a model needs.
     """
-    from mil.device import Precision, choose_device, require_precision
-    from mil.encoder import require_identity
-    from mil.encoders import load_encoder
-    from mil.networks.compiled import compile_encoder
+    from mil.device import Precision
     from mil.steps import Encoding, encode_steps
 
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UsageError(f"--batch-size is {arguments.batch_size}", action="Give 1 or more")
-    device = choose_device(arguments.device)
     precision = Precision(arguments.precision) if arguments.precision else None
+    encoding = Encoding(
+        name,
+        partial(_load_encoder, arguments, name, precision, expected),
+        precision=precision,
+        batch_size=arguments.batch_size,
+    )
+    return encode_steps(encoding, contexts=contexts)
+
+
+def _load_encoder(
+    arguments: Namespace, name: str, precision: Precision | None, expected: Mapping[str, Any] | None
+) -> Encoder:
+    from mil.device import choose_device, require_precision
+    from mil.encoder import require_identity
+    from mil.encoders import load_encoder
+    from mil.networks.compiled import compile_encoder
+
+    device = choose_device(arguments.device)
     if precision is not None:
         require_precision(precision, device)
     encoder = load_encoder(name, weights=arguments.weights, device=str(device))
     if expected is not None:
         require_identity(encoder, expected)
-    if arguments.compile:
-        encoder = compile_encoder(encoder)
-    settings = Encoding(encoder, precision, arguments.batch_size)
-    return encode_steps(settings, contexts=contexts)
+    return compile_encoder(encoder) if arguments.compile else encoder
 
 
 def scoring(arguments: Namespace) -> tuple[Model, list[Step]]:

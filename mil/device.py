@@ -53,6 +53,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def suits(precision: Precision, device: torch.device) -> bool:
+    """Whether the precision makes sense on that device."""
+    return not (precision is Precision.FP16 and device.type == "cpu")
+
+
 def require_precision(precision: Precision, device: torch.device) -> Precision:
     """The precision, if it makes sense on that device.
 
@@ -61,7 +66,7 @@ def require_precision(precision: Precision, device: torch.device) -> Precision:
     UsageError
         fp16 on a CPU. Measured on one with AVX-512 (`benchmarks/encode.py`): a tenth of the speed of fp32.
     """
-    if precision is Precision.FP16 and device.type == "cpu":
+    if not suits(precision, device):
         raise UsageError(
             "fp16 is for GPUs: a CPU takes many times as long as with fp32",
             action="Leave out --precision: the fastest that this machine has is taken",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.device import Precision, best_batch_size, best_precision, require_precision
+from mil.device import Precision, best_batch_size, best_precision, require_precision, suits
 from mil.encoder import Encoder
 from mil.feed import PIECE_BYTES, Pace, encode_blocks
 from tiling.commit import Commit, Draft
@@ -23,6 +23,8 @@ from wsi.errors import MicrotomeError
 from wsi.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    import torch
+
     from tiling.blocks import Progress
     from tiling.tiles import ReadTiles
     from wsi.slide import Slide
@@ -58,8 +60,8 @@ def encode_slide(  # noqa: PLR0913 - choices that have nothing to do with one an
         Encode what lies around each tile at this scale (`tiling.context`), to
         ``features/<encoder.key>@<context_mpp>``. None: the tiles themselves.
     precision
-        By default that of the features that are there already, else `best_precision` of the device: what
-        one machine has finished, another one need not do again.
+        By default that of the features that are there already, or were begun, else `best_precision` of the
+        device: what one machine has begun, another one goes on with.
     batch_size
         Tiles per step, at most; by default `best_batch_size` of the device. It may change the last bit of a
         feature, and is not part of the recipe.
@@ -142,21 +144,22 @@ def begin_features(
     if context_mpp is not None:
         check_context(store, context_mpp)
     item = _item(encoder, context_mpp)
-    precision = require_precision(
-        precision
-        or _precision_there(store, item)
-        or _precision_there(store, _item(encoder, None))
-        or best_precision(encoder.device),
-        encoder.device,
-    )
     recipe: dict[str, Any] = {
         "step": "features",
         "inputs": store.inputs("tiles"),
         "encoder": encoder.identity(),
-        "precision": precision.value,
     }
     if context_mpp is not None:
         recipe["context_mpp"] = context_mpp
+    precision = require_precision(
+        precision
+        or _precision_there(store, item)
+        or _precision_there(store, _item(encoder, None))
+        or _precision_begun(store, item, recipe, encoder.device)
+        or best_precision(encoder.device),
+        encoder.device,
+    )
+    recipe["precision"] = precision.value
     draft = store.join(item, recipe, helper=helper) if helper else store.begin(item, recipe)
     if draft is None:
         return None
@@ -205,6 +208,16 @@ def _precision_there(store: TileStore, item: str) -> Precision | None:
     commit = store.find(item)
     # Features that were imported from elsewhere state none.
     return Precision(commit.recipe["precision"]) if commit and "precision" in commit.recipe else None
+
+
+def _precision_begun(
+    store: TileStore, item: str, recipe: Mapping[str, Any], device: torch.device
+) -> Precision | None:
+    """That of features that are being made, perhaps by a machine that has another best one than this."""
+    for one in Precision:
+        if suits(one, device) and store.is_begun(item, {**recipe, "precision": one.value}):
+            return one
+    return None
 
 
 def encode_tiles(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mil.checkpoint import Model, load_model
 from mil.device import Precision
 from mil.encode import FeatureDraft, Watched, begin_features, encode_slide
-from mil.encoder import Encoder
+from mil.encoder import Encoder, folder_name
 from mil.encoders import check_mpp
 from mil.ensemble import Ensemble
 from mil.features import feature_items
@@ -20,16 +21,43 @@ from tiling.pipeline import Job, Step
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
 class Encoding:
-    """How tiles are encoded; see `encode_slide`."""
+    """How tiles are encoded; see `encode_slide`.
 
-    encoder: Encoder
-    """By what."""
-    precision: Precision | None = None
-    """None for that of what is there, else the fastest that the machine has."""
-    batch_size: int | None = None
-    """Tiles at once; None for what suits the device."""
+    Parameters
+    ----------
+    name
+        What the user calls the encoder.
+    load
+        Gives the encoder; called once, by processes that encode.
+    precision
+        None for that of what is there or was begun, else the fastest that the machine has.
+    batch_size
+        Tiles at once; None for what suits the device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Encoder],
+        *,
+        precision: Precision | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.key = folder_name(name)
+        self._load = load
+        self.precision = precision
+        self.batch_size = batch_size
+
+    @classmethod
+    def by(cls, encoder: Encoder, *, precision: Precision | None = None) -> Encoding:
+        """With an encoder that is there."""
+        return cls(encoder.name, lambda: encoder, precision=precision)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """By what."""
+        return self._load()
 
 
 def encode_steps(encoding: Encoding, *, contexts: Sequence[float] = ()) -> list[Step]:
@@ -42,7 +70,7 @@ def encode_steps(encoding: Encoding, *, contexts: Sequence[float] = ()) -> list[
     UsageError
         A scale is named twice.
     """
-    items = feature_items(encoding.encoder.key, contexts)
+    items = feature_items(encoding.key, contexts)
     scales = (None, *sorted(contexts))
     return [_encode_step(encoding, item, mpp) for item, mpp in zip(items, scales, strict=True)]
 
@@ -67,7 +95,8 @@ def _encode_step(encoding: Encoding, item: str, context_mpp: float | None) -> St
             times=job.times,
         )
 
-    return Step(item, make, _FeatureParts(encoding, context_mpp), wants_gpu=True)
+    parts = _FeatureParts(encoding, context_mpp)
+    return Step(item, make, parts, wants_gpu=True, prepare=lambda: encoding.encoder)
 
 
 @dataclass(frozen=True, slots=True)

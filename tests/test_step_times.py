@@ -24,7 +24,7 @@ from wsi.synthetic import write_slide
 def run(output: Output, slide: Path) -> list[dict[str, object]]:
     """Tissue, tiles and features, and what the log then says of the steps."""
     recipe = CutRecipe(TileSpec(64, 1.0), tiles_per_shard=16)
-    encoding = Encoding(untrained_encoder("timm:test_vit", seed=0), Precision.FP32)
+    encoding = Encoding.by(untrained_encoder("timm:test_vit", seed=0), precision=Precision.FP32)
     steps: list[Step] = [survey_step(recipe.tissue), cut_step(recipe), *encode_steps(encoding)]
     orders = Orders(lambda: steps, lambda file: Slide(file.path))
     run_slides(output, [SlideEntry(slide.stem, slide)], orders, command=["run"])

@@ -22,7 +22,6 @@ those who helped are killed runs that had finished something.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -31,10 +30,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
+from tiling.claims import claimed
 from wsi.durable import crash_point, make_folder, output_errors, sync_file, sync_folder, write_file
-from wsi.errors import DamagedError, OutputBusyError, UsageError
+from wsi.errors import DamagedError, UsageError
 
 COMMIT_FILE = "commit.json"
 FORMAT = 1
@@ -328,6 +328,11 @@ def join(item: Path, recipe: Mapping[str, Any], *, work: Path, helper: str, run:
     return Draft(item, _draft_folder(item, recipe, work), recipe, helper=helper, run=run)
 
 
+def is_begun(item: Path, recipe: Mapping[str, Any], *, work: Path) -> bool:
+    """Whether somebody began to make it by this recipe, and did not end."""
+    return _draft_folder(item, recipe, work).is_dir()
+
+
 def _draft_folder(item: Path, recipe: Mapping[str, Any], work: Path) -> Path:
     return work / f"{_stem(item, work)}-{fingerprint(recipe)[:16]}"
 
@@ -346,31 +351,12 @@ def alone(item: Path, *, work: Path) -> Iterator[None]:
         The work folder cannot be created or written to.
     """
     make_folder(work)
-    lock = work / f"{_stem(item, work)}.lock"
-    with output_errors(item):
-        stream = lock.open("ab")
-    with stream:
-        with output_errors(item):
-            taken = _is_taken(stream, lock)
-        if taken:
-            raise OutputBusyError(
-                "another run is making it", path=item, action="Wait for it to end, or choose another folder"
-            )
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody has a use for it
-                work.rmdir()
-
-
-def _is_taken(stream: BinaryIO, lock: Path) -> bool:
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between our opening and our locking it, another process may have ended and deleted it.
-        return not os.path.samestat(os.fstat(stream.fileno()), lock.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return True
+        with claimed(work / f"{_stem(item, work)}.lock", of=item):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # somebody has a use for it
+            work.rmdir()
 
 
 def _stem(item: Path, work: Path) -> str:

@@ -22,15 +22,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import socket
 import sys
 import unicodedata
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tiling.claims import claimed, forget_claims
 from tiling.commit import COMMIT_FILE, JOURNAL, Commit, Damage, canonical, find_damage, load_commit, remove
 from wsi.durable import make_folder, output_errors
 from wsi.errors import DamagedError, OutputBusyError, OutputError, UsageError
@@ -99,6 +102,18 @@ class Output:
             self._take(stream)
             yield
 
+    def claim(
+        self, slide_id: str, *, shared: bool = False, patience: float = 0.0
+    ) -> AbstractContextManager[None]:
+        """Be the only process that makes items of a slide, or with `shared` one of those who make its parts.
+
+        The lock keeps other runs out. This keeps out processes that a run has lost sight of: on another
+        machine they outlive the one that holds the lock. See `tiling.claims`.
+        """
+        folder = self.slide_folder(slide_id)
+        path = self.work / f"{hashlib.sha256(os.fsencode(folder.name)).hexdigest()[:16]}.claim"
+        return claimed(path, of=folder, shared=shared, patience=patience)
+
     def _take(self, stream: BinaryIO) -> None:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,6 +154,7 @@ class Output:
         with output_errors(self.root):
             for old in (*self.work.glob("trash-*"), *self.work.glob(".*.partial")):
                 remove(old)
+            forget_claims(self.work, "*.claim")
             for journal in self.work.glob(f"*{JOURNAL}*"):  # its item was published: nobody needs it
                 if not journal.with_name(journal.name.partition(JOURNAL)[0]).is_dir():
                     remove(journal)

@@ -56,6 +56,10 @@ class Parts(Protocol):
         """Make one of them, as `Job.helper`, while others are made elsewhere."""
 
 
+def nothing_to_prepare() -> None:
+    """Of steps that have all they need."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """Has one item of a slide made, unless it is there."""
@@ -68,6 +72,8 @@ class Step:
     """How its work can be shared, if it can."""
     wants_gpu: bool = False
     """Whether it is for a worker that has a GPU, where there is one."""
+    prepare: Callable[[], object] = nothing_to_prepare
+    """Loads what it needs, and refuses what is wrong with it: once in each process that does this step."""
 
 
 def survey_step(method: TissueMethod) -> Step:

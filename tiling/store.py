@@ -15,7 +15,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
 from tiling.codecs import codec_from_json
-from tiling.commit import Commit, Draft, begin, canonical, damaged, join, read_commit
+from tiling.commit import Commit, Draft, begin, canonical, damaged, is_begun, join, read_commit
 from tiling.differences import difference
 from tiling.grid import TileSpec
 from tiling.output import GROUP, ZARR_FOLDER, Output, item_path
@@ -138,6 +138,10 @@ class TileStore:
                 action="Use the same settings, another -o, or --overwrite to replace it",
             )
         return begin(path, recipe, work=self.output.work, run=self.run)
+
+    def is_begun(self, item: str, recipe: Mapping[str, Any]) -> bool:
+        """Whether it is being made by this recipe, by whomever, or was when its process died."""
+        return is_begun(self.path(item), recipe, work=self.output.work)
 
     def join(self, item: str, recipe: Mapping[str, Any], *, helper: str) -> Draft:
         """Help to make an item that another process of this run has begun; see `tiling.commit.join`."""

@@ -9,7 +9,8 @@
     │   └── NoTilesError                   it has tissue, and the settings leave no tile of it (neither)
     ├── DamagedError (OSError)         committed output no longer has the bytes it was committed with
     ├── UsageError (ValueError)        wrong settings: nothing was started    exit 2
-    │   └── RecipeError                output made by another recipe is in the way
+    │   ├── RecipeError                output made by another recipe is in the way
+    │   └── UnfitError                 a machine of a cluster that is not as the others
     ├── OutputError (OSError)          output not writable, or disk full      exit 74
     ├── OutputBusyError (OSError)      another run holds the output           exit 75
     └── SchedulerLostError             the cluster's scheduler is gone        exit 75
@@ -77,6 +78,10 @@ class UsageError(MicrotomeError, ValueError):
 
 class RecipeError(UsageError):
     """Output made by another recipe is where this output should go."""
+
+
+class UnfitError(UsageError):
+    """A machine cannot take part in a run: other versions, or it does not see the same folders."""
 
 
 class OutputError(MicrotomeError, OSError):

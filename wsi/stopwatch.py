@@ -17,15 +17,22 @@ class Stopwatch:
     def __init__(self) -> None:
         self._lock = Lock()
         self._seconds: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
 
     @contextmanager
     def lap(self, activity: str) -> Iterator[None]:
         """Time what is inside, also where it raises."""
-        start = time.perf_counter()
+        start = self._begun[activity] = time.perf_counter()
         try:
             yield
         finally:
+            self._begun.pop(activity, None)
             self.add(activity, time.perf_counter() - start)
+
+    def running(self, activity: str) -> float:
+        """Seconds since the last lap of it began; 0 where that has ended."""
+        now = time.perf_counter()
+        return now - self._begun.get(activity, now)
 
     def add(self, activity: str, seconds: float) -> None:
         """Seconds that were measured otherwise."""

@@ -23,7 +23,7 @@ def trained_at(encoder: Encoder, mpp: float | None) -> Encoder:
 
 
 def encode(encoder: Encoder, stores: list[TileStore]) -> None:
-    (step,) = encode_steps(Encoding(encoder))
+    (step,) = encode_steps(Encoding.by(encoder))
     for store in stores:
         step.make(Job(store, None, lambda done, total: None))
 
@@ -45,7 +45,7 @@ def test_tiles_far_from_what_the_encoder_was_trained_at_are_warned_of_once(
 
 
 def test_a_step_is_named_after_the_item_that_it_makes(tiny_encoder: Encoder) -> None:
-    steps = encode_steps(Encoding(tiny_encoder), contexts=[4.0, 1.0])
+    steps = encode_steps(Encoding.by(tiny_encoder), contexts=[4.0, 1.0])
     assert tuple(step.item for step in steps) == feature_items(tiny_encoder.key, [1.0, 4.0])
     with pytest.raises(UsageError, match="twice"):
-        encode_steps(Encoding(tiny_encoder), contexts=[1.0, 1])
+        encode_steps(Encoding.by(tiny_encoder), contexts=[1.0, 1])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,16 +91,23 @@ def crew(
     return open_children
 
 
-def local_gpus(device: str, *, drivers: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
-    """Names of this machine's GPUs, as ``CUDA_VISIBLE_DEVICES`` takes them, as far as `device` means them."""
+def local_gpus(
+    device: str, *, drivers: Path = Path("/proc/driver/nvidia/gpus")
+) -> tuple[Mapping[str, str], ...]:
+    """An environment for each of this machine's GPUs that `device` means: for a process that sees it alone.
+
+    ``cuda:N`` is one, which sees them all: numbers count as the command itself would count.
+    """
     if device.startswith("cuda:"):
-        return (device.removeprefix("cuda:"),)
-    if device not in {"auto", "cuda"}:
+        return ({},)
+    if device not in {"auto", "cuda"} or version("torch").endswith("+cpu"):
         return ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return tuple(name for name in visible.split(",") if name and name != "-1")
-    return tuple(str(number) for number in range(len(list(drivers.iterdir())) if drivers.is_dir() else 0))
+        names = [name for name in visible.split(",") if name and name != "-1"]
+    else:
+        names = [str(number) for number in range(len(list(drivers.iterdir())) if drivers.is_dir() else 0)]
+    return tuple({"CUDA_VISIBLE_DEVICES": name} for name in names)
 
 
 def _is_here(arguments: Namespace) -> bool:

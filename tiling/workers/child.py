@@ -13,16 +13,21 @@ import queue
 import signal
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
+from tiling.output import Output
+from tiling.workers.announce import is_on
 from tiling.workers.unit import Refused, Unit, Work
 from tiling.workers.worker import Worker
-from wsi.errors import MicrotomeError, UsageError
+from wsi.errors import MicrotomeError, UnfitError
 from wsi.messages import messages
 
 HEARTBEAT_SECONDS = 0.25
+RUN_SECONDS = 2.0
+"""How often a child looks whether its run goes on."""
 IDLE_SECONDS = 600.0
 """A child that nobody wants for so long ends, and what it holds of a GPU is free again."""
 
@@ -55,6 +60,7 @@ def main(descriptor: int) -> None:
         except MicrotomeError as error:
             line.send(Refused(error))
             return
+        threading.Thread(target=_end_with_run, args=[work], daemon=True).start()
         line.send(worker.name)
         while True:
             try:
@@ -70,11 +76,28 @@ def _go_to(work: Work) -> None:
     try:
         os.chdir(work.started_in)
     except OSError as error:
-        raise UsageError(
+        raise UnfitError(
             f"the worker on {socket.gethostname()} does not see the folder where the command was started",
             path=work.started_in,
             action="Start it in a folder that all machines share",
         ) from error
+
+
+def _end_with_run(work: Work) -> None:
+    """Whoever is told of no end, because his machine is cut off or nobody is left to tell, sees it there."""
+    output = Output(work.root)
+    while True:
+        time.sleep(RUN_SECONDS)
+        with contextlib.suppress(OSError):  # a file system that does not answer now may do so later
+            if not is_on(output, work.run):
+                _end()
+
+
+def _end() -> NoReturn:
+    """End at once, with whatever was started; what is not finished was journalled, or is made again."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 class _Line:
@@ -94,14 +117,14 @@ class _Line:
             try:
                 self._connection.send(message)
             except OSError:
-                os._exit(1)
+                _end()
 
     def _listen(self) -> None:
         while True:
             try:
                 self._arrived.put(self._connection.recv_bytes())
             except (EOFError, OSError):
-                os._exit(1)  # whatever is not finished was journalled, or is made again
+                _end()
 
 
 class _Heartbeat:

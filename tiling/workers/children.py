@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from tiling.workers.limits import Limits, fair_share
 from tiling.workers.supervisor import Child
-from tiling.workers.unit import Event, Unit, Work
+from tiling.workers.unit import Died, Event, Report, Unit, Work
 
 _LOOK_SECONDS = 0.25
 """How often the limits are looked at."""
-_EVERYONE: Mapping[str, str] = {}
+NO_GPU: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
+"""The environment of processes that are to leave the GPUs to others."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """A process, or the room for one: started when there is something for it to do."""
+    """A process, or the room for one."""
 
     environment: Mapping[str, str]
     has_gpu: bool
@@ -32,7 +33,7 @@ class _Place:
 
 
 class Children:
-    """Processes of this machine.
+    """Processes of this machine, started when there is something for them to do.
 
     Parameters
     ----------
@@ -43,45 +44,54 @@ class Children:
     limits
         What each may take.
     gpus
-        Names of GPUs, as ``CUDA_VISIBLE_DEVICES`` takes them: each has one more process for itself, which
-        alone does what wants a GPU, with as many threads to read ahead as there are workers.
+        An environment for each GPU that is used: for one more process, which has that GPU for itself, and
+        alone does what wants one. It reads ahead with as many threads as there are workers, and is started
+        at once: so an encoder that cannot be loaded is known before any slide is cut.
     """
 
-    def __init__(self, work: Work, *, workers: int, limits: Limits, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, work: Work, *, workers: int, limits: Limits, gpus: Sequence[Mapping[str, str]] = ()
+    ) -> None:
         self._work = work
-        self._limits = limits if limits.memory_bytes else replace(limits, memory_bytes=fair_share(workers))
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if gpus else _EVERYONE
+        share = fair_share(workers + len(gpus))
+        self._limits = limits if limits.memory_bytes else replace(limits, memory_bytes=share)
+        self._unborn: list[Event] = []
+        hidden = NO_GPU if gpus else {}
         self._places = [_Place(hidden, False, work.orders.threads) for _ in range(workers)]
-        self._places += [
-            _Place({"CUDA_VISIBLE_DEVICES": gpu}, True, max(work.orders.threads, workers)) for gpu in gpus
-        ]
+        for gpu in gpus:
+            self._places.append(_Place(gpu, True, max(work.orders.threads, workers)))
+            with contextlib.suppress(OSError):  # it is tried again when it is needed
+                self._start(self._places[-1])
 
-    def width(self) -> int:
-        """Processes without a GPU."""
-        return sum(not place.has_gpu for place in self._places)
+    def width(self, *, on_gpu: bool) -> int:
+        """Processes of that kind."""
+        return sum(place.has_gpu == on_gpu for place in self._places)
 
     def room(self, *, on_gpu: bool | None) -> int:
         """Processes that have nothing to do."""
         return sum(place.is_free() and place.has_gpu == bool(on_gpu) for place in self._places)
 
-    def has_gpus(self) -> bool:
-        """Whether it was given any."""
-        return any(place.has_gpu for place in self._places)
-
     def give(self, unit: Unit) -> None:
         """To a process that has nothing to do: to one that has its slide open, if there is one."""
         free = [place for place in self._places if place.is_free() and place.has_gpu == bool(unit.on_gpu)]
         place = min(free, key=lambda place: _strangeness(place.child, unit))
-        if place.child is None:
-            work = pickle.dumps(_with_threads(self._work, place.threads))
-            place.child = Child(
-                work, limits=self._limits, threads=place.threads, environment=place.environment
-            )
-        place.child.give(unit)
+        try:
+            child = place.child or self._start(place)
+        except OSError as error:  # no memory, or too many processes: there may be room a moment later
+            self._unborn.append(Report(unit, cannot_start(error)))
+        else:
+            child.give(unit)
+
+    def _start(self, place: _Place) -> Child:
+        orders = replace(self._work.orders, threads=place.threads)
+        kind = place.has_gpu if self.width(on_gpu=True) else None
+        work = pickle.dumps(replace(self._work, orders=orders, on_gpu=kind))
+        place.child = Child(work, limits=self._limits, threads=place.threads, environment=place.environment)
+        return place.child
 
     def wait(self) -> list[Event]:
         """What has happened; whoever is beyond his limits is stopped, who died is replaced when needed."""
-        events: list[Event] = []
+        events, self._unborn = self._unborn, []
         running = {place.child.connection: place for place in self._places if place.child}
         for connection in wait(list(running), timeout=_LOOK_SECONDS):
             place = running[cast("Connection[Any, Any]", connection)]
@@ -110,5 +120,6 @@ def _strangeness(child: Child | None, unit: Unit) -> int:
     return int(child.last_slide != unit.slide_id)
 
 
-def _with_threads(work: Work, threads: int) -> Work:
-    return replace(work, orders=replace(work.orders, threads=threads))
+def cannot_start(error: OSError) -> Died:
+    """What becomes of a unit for which no process can be started."""
+    return Died(f"no process can be started ({error.strerror or error})", by_itself=False, began=False)

@@ -12,19 +12,21 @@ import itertools
 import pickle
 import queue
 import socket
+import threading
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client, KilledWorker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
 
+from tiling.workers.children import NO_GPU, cannot_start
 from tiling.workers.limits import Limits, fair_share
 from tiling.workers.supervisor import Child
-from tiling.workers.unit import Died, Event, Refused, Report, Unit, Work
-from wsi.errors import MicrotomeError, SchedulerLostError, UsageError
+from tiling.workers.unit import Died, Event, Report, Unfit, Unit, Work
+from wsi.errors import MicrotomeError, SchedulerLostError, UnfitError, UsageError
 
 if TYPE_CHECKING:
     from distributed import Future, Worker
@@ -36,73 +38,108 @@ _AHEAD = 2
 _LOOK_SECONDS = 0.25
 _LOST_SECONDS = 20.0
 _SAY_SECONDS = 300.0
+_FIT_SECONDS = 60.0
+"""How long a run goes on where no worker that is there can take part: the first of many may be wrong."""
 
 
 class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
-    """The processes of one Dask worker: one for each task that runs at a time."""
+    """The processes of one Dask worker: one for each task that runs at a time.
 
-    def __init__(self, name: str, work: bytes, limits: Limits, threads: int) -> None:
-        self.name = name
-        self._work, self._limits, self._threads = work, limits, threads
+    Tasks run in threads of the worker, and its end is told in another one: `_lock` is for what they share.
+    """
+
+    def __init__(self, name: str, work: Work, limits: Limits) -> None:
+        self.name, self._limits, self._threads = name, limits, work.orders.threads
+        # Pickled here: the worker itself imports nothing of what its processes do.
+        self._work = {kind: pickle.dumps(replace(work, on_gpu=kind)) for kind in (None, False, True)}
 
     def setup(self, worker: Worker) -> None:
         """On the worker, when it joins."""
         if self._limits.memory_bytes is None:
             allowed = worker.memory_manager.memory_limit
-            share = allowed // worker.state.nthreads if allowed else fair_share(worker.state.nthreads)
+            most = worker.state.nthreads + int(worker.state.total_resources.get(GPU, 0))
+            share = allowed // most if allowed else fair_share(most)
             self._limits = replace(self._limits, memory_bytes=int(share))
-        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle: dict[bool | None, list[Child]] = {None: [], False: [], True: []}  # by `Work.on_gpu`
         self._all: list[Child] = []
-        self._closed = False
+        self._over = threading.Event()
 
     def teardown(self, worker: Worker) -> None:
         """On the worker, when the run has ended, in whatever way."""
-        self._closed = True
-        for child in self._all:
-            if not child.gone:
-                with contextlib.suppress(OSError):
-                    child.stop()
+        with self._lock:
+            self._over.set()
+            children = self._all
+        for child in children:
+            _stop(child)
 
     @contextlib.contextmanager
-    def _child(self) -> Iterator[Child]:
+    def _child(self, on_gpu: bool | None) -> Iterator[Child]:
         """One that nobody uses."""
-        try:
-            child = self._idle.get_nowait()
-            child.hear()
-            if child.gone:  # nobody wanted it for long
-                raise queue.Empty
-        except queue.Empty:
-            child = Child(self._work, limits=self._limits, threads=self._threads)
-            self._all = [one for one in self._all if not one.gone] + [child]
+        child = self._from_idle(on_gpu) or self._start(on_gpu)
         try:
             yield child
         finally:
             if not child.gone:
-                self._idle.put(child)
+                with self._lock:
+                    self._idle[on_gpu].append(child)
+
+    def _from_idle(self, on_gpu: bool | None) -> Child | None:
+        while True:
+            with self._lock:
+                if not self._idle[on_gpu]:
+                    return None
+                child = self._idle[on_gpu].pop()
+            child.hear()
+            if not child.gone:  # nobody wanted it for long
+                return child
+
+    def _start(self, on_gpu: bool | None) -> Child:
+        environment = NO_GPU if on_gpu is False else {}
+        child = Child(
+            self._work[on_gpu], limits=self._limits, threads=self._threads, environment=environment
+        )
+        with self._lock:
+            self._all = [*(one for one in self._all if not one.gone), child]
+            late = self._over.is_set()
+        if late:  # whoever ended it has not seen this one
+            _stop(child)
+        return child
 
     def do(self, unit: Unit) -> Report:
         """Have a unit done, and wait for it."""
-        with self._child() as child:
-            child.give(unit)
-            while not self._closed:
-                child.connection.poll(_LOOK_SECONDS)
-                for event in child.hear():
-                    if isinstance(event, Report):
-                        return event
-                if stopped := child.check():
-                    return stopped
-        return Report(unit, Died("the run was given up", by_itself=False))
+        given_up = Report(unit, Died("the run was given up", by_itself=False))
+        if self._over.is_set():
+            return given_up
+        try:
+            with self._child(unit.on_gpu) as child:
+                child.give(unit)
+                while not self._over.is_set():
+                    child.connection.poll(_LOOK_SECONDS)
+                    for event in child.hear():
+                        if isinstance(event, Report):
+                            return event
+                    if stopped := child.check():
+                        return stopped
+        except MicrotomeError as error:  # its processes cannot make the steps
+            return Report(unit, Unfit(error))
+        except OSError as error:
+            return given_up if self._over.is_set() else Report(unit, cannot_start(error))
+        return given_up
 
 
-def do_unit(crew: str, unit: Unit) -> Report:
-    """A task, on a worker."""
+def _stop(child: Child) -> None:
+    if not child.gone:
+        with contextlib.suppress(OSError):
+            child.stop()
+
+
+def do_unit(crew: str, unit: Unit) -> tuple[str, Report]:
+    """A task, on a worker: its address, and what became of the unit."""
     worker = get_worker()
-    try:
-        report: Report = worker.plugins[crew].do(unit)
-    except MicrotomeError as error:  # its processes cannot start
-        report = Report(unit, Refused(error))
+    report: Report = worker.plugins[crew].do(unit)
     where = f"{socket.gethostname()} {worker.name}"
-    return Report(unit, report.result, where, report.seconds, report.peak_bytes)
+    return worker.address, Report(unit, report.result, where, report.seconds, report.peak_bytes)
 
 
 class DaskPool:
@@ -128,29 +165,28 @@ class DaskPool:
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._units: dict[Future, Unit] = {}
         self._numbers = itertools.count()
-        self._threads, self._gpus, self._looked = 0, 0, -1e9
+        self._workers: Mapping[str, Mapping[str, Any]] = {}
+        self._looked = -1e9
+        self._unfit: dict[str, MicrotomeError] = {}
+        self._fit_until = 0.0
         self._closing = contextlib.ExitStack()
         self._lost = False
         self._say_again = time.monotonic() + _LOST_SECONDS
-        client.register_plugin(
-            Crew(self._crew, pickle.dumps(work), limits, work.orders.threads), name=self._crew
-        )
+        client.register_plugin(Crew(self._crew, work, limits), name=self._crew)
 
-    def width(self) -> int:
-        """Threads of all workers."""
-        self._count()
-        return self._threads
+    def width(self, *, on_gpu: bool) -> int:
+        """Threads of all workers that can take part, or the GPUs that they declare."""
+        self._look()
+        if on_gpu:
+            return sum(int(worker["resources"].get(GPU, 0)) for worker in self._fit().values())
+        return sum(int(worker["nthreads"]) for worker in self._fit().values())
 
     def room(self, *, on_gpu: bool | None) -> int:
         """Units that the workers can take, and a few to wait for them."""
-        self._count()
         of_kind = sum(bool(unit.on_gpu) == bool(on_gpu) for unit in self._units.values())
-        return _AHEAD * (self._gpus if on_gpu else self._threads) - of_kind
-
-    def has_gpus(self) -> bool:
-        """Whether a worker declares the resource ``GPU``."""
-        self._count()
-        return self._gpus > 0
+        width = self.width(on_gpu=bool(on_gpu))
+        self._say_if_missing(bool(on_gpu), width)
+        return _AHEAD * width - of_kind
 
     def give(self, unit: Unit) -> None:
         """Submit it: parts of slides that are begun before other slides."""
@@ -164,6 +200,8 @@ class DaskPool:
                 retries=0,
                 priority=0 if unit.part is None and unit.step == 0 else 1,
                 resources={GPU: 1} if unit.on_gpu else None,
+                workers=list(self._fit()) if self._unfit else None,
+                allow_other_workers=bool(self._unfit),  # those that come later, too
             )
         self._units[future] = unit
         future.add_done_callback(self._ended.put)
@@ -174,15 +212,17 @@ class DaskPool:
             future = self._ended.get(timeout=_LOOK_SECONDS)
         except queue.Empty:
             self._require_scheduler()
-            self._count()
-            if self._threads == 0 and time.monotonic() > self._say_again:
-                self._say(f"waiting for workers to come to {self._client.scheduler.address}")
-                self._say_again = time.monotonic() + _SAY_SECONDS
+            for kind in {bool(unit.on_gpu) for unit in self._units.values()}:
+                self._say_if_missing(kind, self.width(on_gpu=kind))
             return []
         unit = self._units.pop(future)
         with self._reaching():
-            report = self._report(future, unit)
+            address, report = self._report(future, unit)
             future.release()
+        if isinstance(report.result, Unfit):
+            self._leave_out(address, report.worker, report.result.error)
+            self.give(unit)
+            return []
         return [report]
 
     def close(self) -> None:
@@ -198,29 +238,50 @@ class DaskPool:
         """What is to be closed after it."""
         self._closing = stack
 
-    def _report(self, future: Future, unit: Unit) -> Report:
+    def _report(self, future: Future, unit: Unit) -> tuple[str, Report]:
         if future.status == "finished":
-            report: Report = future.result(timeout=_LOST_SECONDS)
+            report: tuple[str, Report] = future.result(timeout=_LOST_SECONDS)
             return report
         if future.status != "error":
             raise self._gone()
         error = future.exception(timeout=_LOST_SECONDS)
         if isinstance(error, KilledWorker):
-            return Report(unit, Died("the Dask workers that did it died", by_itself=False))
+            return "", Report(unit, Died("the Dask workers that did it died", by_itself=False))
         raise UsageError(
             f"the workers cannot do their work ({type(error).__name__}: {error})",
             action="Install the same version of Microtome where they run",
         )
 
-    def _count(self) -> None:
-        """Workers come and go: how many there are is asked for from time to time."""
+    def _leave_out(self, address: str, worker: str, error: MicrotomeError) -> None:
+        """Go on without a worker that cannot begin; where there is no other one, what it said is the end."""
+        if address not in self._unfit:
+            self._fit_until = self._fit_until if self._unfit else time.monotonic()
+            self._unfit[address] = error
+            self._say(f"worker {worker} is left out: {error}")
+        self._looked = -1e9
+        if self.width(on_gpu=False):
+            self._fit_until = time.monotonic()
+        elif not isinstance(error, UnfitError) or time.monotonic() - self._fit_until > _FIT_SECONDS:
+            raise error
+        else:
+            time.sleep(_LOOK_SECONDS)
+
+    def _fit(self) -> Mapping[str, Mapping[str, Any]]:
+        return {address: worker for address, worker in self._workers.items() if address not in self._unfit}
+
+    def _look(self) -> None:
+        """Workers come and go: who is there is asked for from time to time."""
         if time.monotonic() - self._looked < 1.0:
             return
-        self._looked = time.monotonic()
         with self._reaching():
-            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        self._threads = sum(int(worker["nthreads"]) for worker in workers)
-        self._gpus = sum(int(worker["resources"].get(GPU, 0)) for worker in workers)
+            self._workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        self._looked = time.monotonic()
+
+    def _say_if_missing(self, on_gpu: bool, width: int) -> None:
+        if width == 0 and time.monotonic() > self._say_again:
+            kind = f"workers with the resource {GPU}" if on_gpu else "workers"
+            self._say(f"waiting for {kind} to come to {self._client.scheduler.address}")
+            self._say_again = time.monotonic() + _SAY_SECONDS
 
     def _require_scheduler(self) -> None:
         if self._client.status != "running":

@@ -17,9 +17,11 @@ from tiling.workers.unit import (
     Done,
     Ended,
     HandedOver,
+    Held,
     Progressed,
     Refused,
     Report,
+    Unfit,
     Unit,
 )
 from wsi.errors import MicrotomeError
@@ -30,7 +32,7 @@ MANY_PARTS = 8
 MOST_DEATHS = 2
 """How often a slide may take a process along by itself."""
 MOST_STILLBORN = 20
-"""How many processes may die before they begin with anything, one after the other."""
+"""How many processes may die before they begin with anything, one after the other; two, if they hang."""
 MOST_KILLS = 6
 """How often its process may be killed, by whomever, without having got any further."""
 
@@ -125,7 +127,7 @@ def drive(
         for event in pool.wait():
             if isinstance(event, Report):
                 run.take(event)
-            else:
+            elif run.goes_on(event.unit):
                 progressed(event)
     return run.outcomes
 
@@ -138,15 +140,21 @@ class _Run:
         self._slides = {entry.slide_id: _Slide(entry) for entry in slides}
         self._fresh = deque(self._slides)
         self._waiting: dict[bool, deque[Unit]] = {False: deque(), True: deque()}  # by whether a GPU is wanted
-        self._stillborn = 0
+        self._stillborn: Counter[bool] = Counter()  # one after the other, by whether a GPU is wanted
         self.outcomes: list[Outcome] = []
 
     def is_on(self) -> bool:
         return len(self.outcomes) < len(self._slides)
 
+    def goes_on(self, unit: Unit) -> bool:
+        """Whether the unit's slide has not ended."""
+        return not self._slides[unit.slide_id].over
+
     def give(self) -> None:
         """Units to whoever has room: first what is begun."""
         for gpu, waiting in self._waiting.items():
+            if not waiting and (gpu or not self._fresh):
+                continue
             room = self._pool.room(on_gpu=gpu)
             while room > 0 and (waiting or (self._fresh and not gpu)):
                 unit = waiting.popleft() if waiting else self._first(self._fresh.popleft())
@@ -155,7 +163,7 @@ class _Run:
                 slide.begun = slide.begun or time.monotonic()
                 slide.units += 1
                 others = len(waiting) + (0 if gpu else len(self._fresh))
-                self._pool.give(replace(unit, most_parts=self._most_parts(others, room)))
+                self._pool.give(replace(unit, most_parts=self._most_parts(others, room, gpu=gpu)))
 
     def take(self, report: Report) -> None:
         """What has become of a unit."""
@@ -166,13 +174,13 @@ class _Run:
         if isinstance(report.result, Died) and not report.result.began:
             self._start_again(unit, slide, report.result)
             return
-        self._stillborn = 0
+        self._stillborn[bool(unit.on_gpu)] = 0
         result = report.result
-        if isinstance(result, Refused):
+        if isinstance(result, Refused | Unfit):
             raise result.error
         if slide.over:  # it failed elsewhere while this was made
             return
-        if isinstance(result, Died):
+        if isinstance(result, Died | Held):
             self._bury(unit, slide, result)
             return
         slide.add(result.spent)
@@ -194,12 +202,12 @@ class _Run:
                 self._end(unit, slide, result)
 
     def _first(self, slide_id: str) -> Unit:
-        on_gpu = False if self._pool.has_gpus() else None
+        on_gpu = False if self._pool.width(on_gpu=True) else None
         return Unit(self._slides[slide_id].entry, on_gpu=on_gpu)
 
-    def _most_parts(self, others: int, room: int) -> int | None:
+    def _most_parts(self, others: int, room: int, *, gpu: bool) -> int | None:
         """Share a large step, and any step where somebody would have nothing to do."""
-        if self._pool.width() <= 1:
+        if self._pool.width(on_gpu=gpu) <= 1:  # one alone reads ahead from shard to shard
             return None
         return 1 if room > others else MANY_PARTS
 
@@ -208,19 +216,20 @@ class _Run:
 
     def _start_again(self, unit: Unit, slide: _Slide, death: Died) -> None:
         """Of a process that died before it began: no slide's fault; but not for ever."""
-        self._stillborn += 1
-        if self._stillborn > MOST_STILLBORN:
+        kind = bool(unit.on_gpu)
+        self._stillborn[kind] += MOST_STILLBORN // 2 if death.hopeless else 1
+        if self._stillborn[kind] > MOST_STILLBORN:
             raise MicrotomeError(
-                f"{self._stillborn} worker processes died one after the other before they began "
-                f"({death.reason})",
+                f"worker processes died one after the other before they began with anything ({death.reason})",
                 action="Run it with --workers 0, which tells more; memory may be too small for so many",
             )
         if not slide.over:
             slide.tries += 1
             self._wait(unit)
 
-    def _bury(self, unit: Unit, slide: _Slide, death: Died) -> None:
-        """Try again, unless it would die again."""
+    def _bury(self, unit: Unit, slide: _Slide, end: Died | Held) -> None:
+        """Try again, unless it would end so again."""
+        death = end if isinstance(end, Died) else Died(end.reason, by_itself=False)
         before = slide.reached.get(unit.part, (-1, 0))
         further = death.reached > before
         slide.reached[unit.part] = max(death.reached, before)

@@ -14,14 +14,14 @@ from tiling.workers.worker import Worker
 class Pool(Protocol):
     """Does units, several at a time."""
 
-    def width(self) -> int:
-        """How many units are done at a time."""
+    def width(self, *, on_gpu: bool) -> int:
+        """How many units are done at a time by workers that have a GPU for themselves, or by the others.
+
+        Where nobody has one, nobody asks who wants one.
+        """
 
     def room(self, *, on_gpu: bool | None) -> int:
         """How many units of this kind can be given now without their waiting for long."""
-
-    def has_gpus(self) -> bool:
-        """Whether some of its workers have a GPU for themselves, and take the units that want one."""
 
     def give(self, unit: Unit) -> None:
         """Have a unit done."""
@@ -47,17 +47,13 @@ class Here:
         self._told = told
         self._waiting: deque[Unit] = deque()
 
-    def width(self) -> int:
-        """One."""
-        return 1
+    def width(self, *, on_gpu: bool) -> int:
+        """One; it has what GPUs there are, and shares them with nobody."""
+        return 0 if on_gpu else 1
 
     def room(self, *, on_gpu: bool | None) -> int:
         """One, if it has none."""
         return 1 - len(self._waiting)
-
-    def has_gpus(self) -> bool:
-        """It has what there is, and shares it with nobody."""
-        return False
 
     def give(self, unit: Unit) -> None:
         """Keep it for `wait`."""

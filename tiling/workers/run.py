@@ -12,10 +12,10 @@ from tiling.cohort import Outcome, RunLog
 from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.versions import versions
+from tiling.workers.announce import announced
 from tiling.workers.driver import SlideEnd, drive
 from tiling.workers.pool import Here, Pool
 from tiling.workers.unit import Event, Orders, Progressed, Work
-from tiling.workers.worker import announced
 
 OpenPool = Callable[[Work, Callable[[Event], None]], Pool]
 """Who does the work; the function hears of progress that the pool's events would tell too late."""

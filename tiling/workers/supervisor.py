@@ -17,7 +17,7 @@ from typing import Any
 from tiling.workers.child import Alive
 from tiling.workers.limits import Limits
 from tiling.workers.unit import Died, Event, Progressed, Refused, Report, Result, Unit
-from wsi.errors import MicrotomeError
+from wsi.errors import MicrotomeError, UnfitError
 
 _START = """\
 import sys
@@ -28,6 +28,10 @@ main({descriptor})
 _FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 """Signals that a process gives itself. SIGKILL may come from anybody, and from a kernel without memory."""
 _MISSED_BY = 3.0  # a child that is busy in one call beats late
+START_SECONDS = 300.0
+"""How long a process may take at least to make its steps: libraries may come over a slow network."""
+_GRACE_SECONDS = 5.0
+"""How long a killed process is waited for. One that waits for a dead file server ends when that answers."""
 
 
 class Child:
@@ -43,6 +47,11 @@ class Child:
         For its libraries; `Work.threads` is what its own steps have.
     environment
         More variables for it.
+
+    Raises
+    ------
+    OSError
+        No process can be started now.
     """
 
     def __init__(
@@ -62,7 +71,8 @@ class Child:
                 env={**os.environ, **count, **(environment or {})},
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
-        self.connection.send_bytes(work)
+        with contextlib.suppress(OSError):  # it is dead; `hear` finds that out
+            self.connection.send_bytes(work)
         self._watched = psutil.Process(self._process.pid)
         self._limits = limits
         self.unit: Unit | None = None
@@ -87,7 +97,7 @@ class Child:
             self.connection.send_bytes(pickle.dumps(unit))
 
     def hear(self) -> list[Event]:
-        """What it has said since; waits for nothing. Raises where a child cannot make its steps."""
+        """What it has said since; waits for nothing. Raises what keeps it from making its steps."""
         events: list[Event] = []
         try:
             while self.connection.poll():
@@ -119,9 +129,12 @@ class Child:
             said = f"{held / 2**30:.1f} GiB of memory, {self._limits.memory_bytes / 2**30:.1f} are allowed"
             # Once more in a fresh process: what it held may be what slides before had left in it.
             return self._stopped(f"its process held {said} (--memory-limit)", hopeless=False)
-        if self.ready and silent > self._limits.stall_seconds + _MISSED_BY:
+        if silent > self._patience():
             silence = f"no progress for {self._limits.stall_seconds:.0f} s (--stall-seconds)"
-            return self._stopped(silence, hopeless=True)
+            return self._stopped(silence if self.ready else "it hung at its start", hopeless=True)
+        if self._process.poll() is not None and not self.connection.poll():
+            # Nobody says so on the line, where a process that it forked holds the other end.
+            return next(iter(self._dead()), None)
         return None
 
     def stop(self) -> None:
@@ -130,9 +143,15 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_SECONDS)
         self.connection.close()
         self.gone = True
+
+    def _patience(self) -> float:
+        """Seconds that it may say nothing."""
+        most = self._limits.stall_seconds + _MISSED_BY
+        return most if self.ready else max(most, START_SECONDS)
 
     def _look(self) -> int:
         import psutil
@@ -153,11 +172,14 @@ class Child:
 
     def _dead(self) -> list[Report]:
         """Of a process that is gone: its last words are how it ended."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:  # its end of the line is closed, and it does not end
+            code = -signal.SIGKILL
         self.stop()  # and what it started
         if code > 0 and not self.ready:
-            raise MicrotomeError(
-                f"a worker process could not start (exit code {code})",
+            raise UnfitError(
+                f"a worker process on {socket.gethostname()} could not start (exit code {code})",
                 action="Its own message is above; --workers 0 does everything in one process",
             )
         if self.unit is None:

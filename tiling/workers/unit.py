@@ -45,6 +45,8 @@ class Work:
     """What names this run, and is in a file of its work folder: that is how a process knows the folder."""
     versions: Mapping[str, str]
     """Of what decides bytes, where the run was started; no process of others takes part."""
+    on_gpu: bool | None = None
+    """What a process is for, which then prepares that alone: as `Unit.on_gpu`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,21 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """A machine's processes cannot begin; those of others may."""
+
+    error: MicrotomeError
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A process that the run has lost sight of works on the slide, and did not end when it was waited for."""
+
+    reason: str
+    """Which."""
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """The process is gone, and with it what was not finished."""
 
@@ -133,7 +150,7 @@ class Died:
     """Whether it had begun with the slide; a process that dies before cannot have died of it."""
 
 
-Result = Done | Divided | HandedOver | Ended | Refused | Died
+Result = Done | Divided | HandedOver | Ended | Refused | Unfit | Held | Died
 
 
 @dataclass(frozen=True, slots=True)

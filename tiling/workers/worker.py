@@ -7,21 +7,20 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 from tiling.blocks import Progress
 from tiling.cohort import Status, StepTime
-from tiling.commit import remove
 from tiling.ensure import ensure, setting_aside
 from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.pipeline import Job, Step
 from tiling.store import TileStore
 from tiling.versions import versions
-from tiling.workers.unit import Divided, Done, Ended, HandedOver, Refused, Result, Unit, Work
-from wsi.durable import write_file
-from wsi.errors import MicrotomeError, NoTilesError, NoTissueError, OutputBusyError, OutputError, UsageError
+from tiling.workers.announce import is_on
+from tiling.workers.unit import Divided, Done, Ended, HandedOver, Held, Refused, Result, Unit, Work
+from wsi.errors import MicrotomeError, NoTilesError, NoTissueError, OutputBusyError, OutputError, UnfitError
 from wsi.messages import printable
 from wsi.slide import Slide
 from wsi.stopwatch import Stopwatch
@@ -29,7 +28,10 @@ from wsi.stopwatch import Stopwatch
 Reached = Callable[[int], None]
 """Called with the number of a step when it begins."""
 
-_RUN = "run"  # file of the work folder
+CLAIM_SECONDS = 20.0
+"""How long a unit waits for a process that its run has lost sight of, and that is at work on the slide."""
+LONGEST_CALL_SECONDS = 3600.0
+"""How long a network may take for a batch before that counts as silence."""
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +47,7 @@ class Worker:
     ------
     MicrotomeError
         The steps cannot be made: wrong settings, no such encoder.
-    UsageError
+    UnfitError
         Other versions are installed here, or the output folder is not the one that the run writes to.
     """
 
@@ -55,6 +57,9 @@ class Worker:
         self.output = Output(work.root)
         _require_alike(work)
         self.steps = list(work.orders.make_steps())
+        for step in self.steps:
+            if work.on_gpu is None or work.on_gpu == step.wants_gpu:
+                step.prepare()
         self._open: tuple[SlideEntry, Slide] | None = None
         self._kept: dict[str, object] = {}
         self._kept_of: SlideEntry | None = None
@@ -64,7 +69,7 @@ class Worker:
         """Do a unit; whatever goes wrong with a slide is a result. `progress` hears of tiles."""
         spent: list[StepTime] = []
         try:
-            return self._do(unit, progress, reached, spent)
+            return self._do_alone(unit, progress, reached, spent)
         except NoTissueError as error:
             status = Status.NO_TILES if isinstance(error, NoTilesError) else Status.NO_TISSUE
             return Ended(status, printable(str(error)), 0, tuple(spent))
@@ -82,9 +87,14 @@ class Worker:
             return Ended(Status.FAILED, printable(reason), 70, tuple(spent))
 
     def busy_seconds(self) -> float:
-        """Grows as long as anything goes on: what says nothing for long, hangs. For any thread."""
+        """Changes as long as anything goes on: what says nothing for long, hangs. For any thread.
+
+        A call that ends is a sign of life, and so is one of a network, which may take its time on a slow
+        processor; a decoder that does not come back is none.
+        """
         slide = self._open
-        return sum((slide[1].times if slide else self._times).seconds().values())
+        times = slide[1].times if slide else self._times
+        return sum(times.seconds().values()) + min(times.running("encode"), LONGEST_CALL_SECONDS)
 
     def let_go(self) -> None:
         """Close the slide that is open."""
@@ -92,6 +102,18 @@ class Worker:
         if self._open:
             self._open[1].close()
             self._open = None
+
+    def _do_alone(self, unit: Unit, progress: Progress, reached: Reached, spent: list[StepTime]) -> Result:
+        """Do it while nobody else works on the slide, but those who make other parts."""
+        with contextlib.ExitStack() as stack:
+            try:
+                claim = self.output.claim(unit.slide_id, shared=unit.part is not None, patience=CLAIM_SECONDS)
+                stack.enter_context(claim)
+            except OutputBusyError as error:
+                return Held(error.reason)
+            if not is_on(self.output, self.work.run):  # nobody waits for this any more, and others may begin
+                return Refused(OutputBusyError("the run is over", path=self.output.root))
+            return self._do(unit, progress, reached, spent)
 
     def _do(self, unit: Unit, progress: Progress, reached: Reached, spent: list[StepTime]) -> Result:
         if unit.slide != self._kept_of:  # also where steps start from the store, and no slide is open
@@ -147,32 +169,21 @@ def _timed(step: Step, job: Job) -> StepTime:
     return StepTime(step.item, made, time.perf_counter() - start, job.times.since(before))
 
 
-@contextlib.contextmanager
-def announced(output: Output, run: str) -> Iterator[None]:
-    """Leave the run's name where its workers look for it. The caller holds the output's lock."""
-    path = output.work / _RUN
-    write_file(path, run.encode())
-    yield  # after an error it stays: the first one is to be told, and the next run writes over it
-    remove(path)
-
-
 def _require_alike(work: Work) -> None:
     """Refuse to take part where results would differ, or go astray."""
     ours = versions()
     for name, wanted in work.versions.items():
         if ours.get(name) != wanted:
-            raise UsageError(
+            raise UnfitError(
                 f"the worker on {socket.gethostname()} has {name} {ours.get(name)}, the run was started "
                 f"with {wanted}",
                 action="Install the same versions on all machines",
             )
-    try:
-        there = (Output(work.root).work / _RUN).read_bytes().decode()
-    except OSError:
-        there = ""
-    if there != work.run:  # a folder of that name on another machine, or one that is not mounted
-        raise UsageError(
-            f"the worker on {socket.gethostname()} does not see the folder that the run writes to",
-            path=work.root,
-            action="Give a folder that all machines share, by the same path",
-        )
+    with contextlib.suppress(OSError):
+        if is_on(Output(work.root), work.run):
+            return
+    raise UnfitError(  # a folder of that name on another machine, or one that is not mounted
+        f"the worker on {socket.gethostname()} does not see the folder that the run writes to",
+        path=work.root,
+        action="Give a folder that all machines share, by the same path",
+    )

@@ -20,6 +20,8 @@ from tiling.workers.unit import (
     Ended,
     Event,
     HandedOver,
+    Held,
+    Progressed,
     Refused,
     Report,
     Unit,
@@ -41,11 +43,8 @@ class Fate:
         self.finished: set[str] = set()
         self.failed: set[str] = set()
 
-    def width(self) -> int:
-        return self._width
-
-    def has_gpus(self) -> bool:
-        return self._gpus
+    def width(self, *, on_gpu: bool) -> int:
+        return self._width if self._gpus or not on_gpu else 0
 
     def room(self, *, on_gpu: bool | None) -> int:
         return self._width - sum(bool(unit.on_gpu) == bool(on_gpu) for unit in self.at_work)
@@ -121,15 +120,12 @@ def test_every_slide_ends_once_and_as_its_units_did(
 class Always:
     """A pool in which one slide always ends in one way, and others are done."""
 
-    def __init__(self, bad: str, *results: Died | Refused) -> None:
+    def __init__(self, bad: str, *results: Died | Held | Refused) -> None:
         self._bad, self._results, self.tries = bad, list(results), 0
         self._waiting: list[Unit] = []
 
-    def width(self) -> int:
-        return 1
-
-    def has_gpus(self) -> bool:
-        return False
+    def width(self, *, on_gpu: bool) -> int:
+        return 0 if on_gpu else 1
 
     def room(self, *, on_gpu: bool | None) -> int:
         return 1 - len(self._waiting)
@@ -151,6 +147,7 @@ class Always:
 @pytest.mark.parametrize(
     ("deaths", "tries"),
     [
+        ([Held("process 7 on a node is at work on it")], driver.MOST_KILLS),
         ([Died("stalled", by_itself=True, hopeless=True)], 1),
         ([Died("SIGSEGV", by_itself=True)], driver.MOST_DEATHS),
         ([Died("SIGKILL", by_itself=False)], driver.MOST_KILLS),
@@ -158,7 +155,9 @@ class Always:
         ([Died("SIGKILL", by_itself=False, reached=(1, n)) for n in range(9)], 8 + driver.MOST_KILLS),
     ],
 )
-def test_a_slide_whose_process_dies_is_tried_as_often_as_it_may_help(deaths: list[Died], tries: int) -> None:
+def test_a_slide_whose_process_dies_is_tried_as_often_as_it_may_help(
+    deaths: list[Died | Held], tries: int
+) -> None:
     pool, ends = Always("s1", *deaths), list[SlideEnd]()
     outcomes = {outcome.slide_id: outcome for outcome in drive(pool, slides(3), ended=ends.append)}
     assert pool.tries == tries
@@ -172,8 +171,9 @@ def test_a_slide_whose_process_dies_is_tried_as_often_as_it_may_help(deaths: lis
 def test_processes_that_die_before_they_begin_are_no_slides_fault_and_do_not_go_on_for_ever() -> None:
     unborn = Died("SIGKILL", by_itself=False, began=False)
     pool = Always("s0", unborn)
-    with pytest.raises(MicrotomeError, match=r"21 worker processes died .*SIGKILL"):
+    with pytest.raises(MicrotomeError, match=r"worker processes died .*SIGKILL"):
         drive(pool, slides(1), ended=lambda end: None)
+    assert pool.tries == driver.MOST_STILLBORN + 1
     few = Always("s0", *[unborn] * 10, Died("SIGSEGV", by_itself=True))
     (outcome,) = drive(few, slides(1), ended=lambda end: None)
     assert few.tries == 10 + driver.MOST_DEATHS
@@ -186,13 +186,61 @@ def test_where_nothing_can_be_written_the_run_ends() -> None:
         drive(Always("s1", Refused(full)), slides(3), ended=lambda end: None)
 
 
+def test_processes_that_hang_at_their_start_are_given_up_sooner() -> None:
+    pool = Always("s0", Died("it hung at its start", by_itself=True, hopeless=True, began=False))
+    with pytest.raises(MicrotomeError, match="hung at its start"):
+        drive(pool, slides(1), ended=lambda end: None)
+    assert pool.tries == 3
+
+
+def test_of_a_slide_that_has_ended_no_progress_is_told() -> None:
+    class Late(Always):
+        def wait(self) -> list[Event]:
+            unit = self._waiting[-1]
+            progress = Progressed(unit, 1, 2)
+            return [progress, *super().wait(), progress]
+
+    heard: list[Progressed] = []
+    drive(Late("nobody"), slides(3), ended=lambda end: None, progressed=heard.append)
+    assert [event.unit.slide_id for event in heard] == ["s0", "s1", "s2"]
+
+
+def test_what_wants_a_gpu_is_shared_by_those_that_have_one_and_by_no_others() -> None:
+    """One alone reads ahead from shard to shard, however many there are without one."""
+
+    class OneGpu(Always):
+        def __init__(self, gpus: int) -> None:
+            super().__init__("nobody")
+            self.gpus, self.noted = gpus, dict[bool | None, set[int | None]]()
+
+        def width(self, *, on_gpu: bool) -> int:
+            return self.gpus if on_gpu else 8
+
+        def room(self, *, on_gpu: bool | None) -> int:
+            return self.width(on_gpu=bool(on_gpu)) - len(self._waiting)
+
+        def give(self, unit: Unit) -> None:
+            self.noted.setdefault(unit.on_gpu, set()).add(unit.most_parts)
+            super().give(unit)
+
+        def wait(self) -> list[Event]:
+            unit = self._waiting.pop()
+            return [Report(unit, HandedOver(1, True) if unit.step == 0 else Done())]
+
+    one, two = OneGpu(1), OneGpu(2)
+    for pool in (one, two):
+        drive(pool, slides(3), ended=lambda end: None)
+    assert one.noted == {False: {1}, True: {None}}
+    assert None not in two.noted[True]
+
+
 def test_a_few_slides_are_shared_and_many_are_not_unless_they_are_large() -> None:
     class Noting(Always):
         def __init__(self) -> None:
             super().__init__("nobody")
             self.noted: list[int | None] = []
 
-        def width(self) -> int:
+        def width(self, *, on_gpu: bool) -> int:
             return 4
 
         def room(self, *, on_gpu: bool | None) -> int:

@@ -13,9 +13,10 @@ import toy_steps as toy
 from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.versions import versions
+from tiling.workers.announce import announced
 from tiling.workers.limits import Limits, fair_share, machine_memory
 from tiling.workers.unit import Orders, Unit, Work
-from tiling.workers.worker import Worker, announced
+from tiling.workers.worker import Worker
 from wsi.errors import UsageError
 
 

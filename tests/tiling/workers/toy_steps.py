@@ -137,7 +137,7 @@ def real_steps() -> list[Step]:
     from mil.steps import Encoding, encode_steps
 
     recipe = CutRecipe(TileSpec(64, 1.0), tiles_per_shard=4)
-    encoding = Encoding(untrained_encoder("timm:test_vit", seed=0), Precision.FP32)
+    encoding = Encoding.by(untrained_encoder("timm:test_vit", seed=0), precision=Precision.FP32)
     return [survey_step(recipe.tissue), cut_step(recipe), *encode_steps(encoding)]
 
 

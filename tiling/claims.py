@@ -1,0 +1,111 @@
+"""Claims: lock files that say who works on something. A claim is gone the moment its process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from wsi.durable import output_errors
+from wsi.errors import OutputBusyError
+
+_LOOK_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, of: Path, shared: bool = False, patience: float = 0.0) -> Iterator[None]:
+    """Hold a claim; the file is deleted behind the last one who does.
+
+    Parameters
+    ----------
+    path
+        The lock file, in a folder that exists.
+    of
+        What it stands for: named in errors.
+    shared
+        Others may hold it too, if they share it.
+    patience
+        Seconds to wait for whoever holds it.
+
+    Raises
+    ------
+    OutputBusyError
+        Somebody still holds it; the message says who.
+    OutputError
+        The file cannot be created, or its file system does not lock files.
+    """
+    end = time.monotonic() + patience
+    with output_errors(of):
+        while (stream := _take(path, shared=shared)) is None:
+            if time.monotonic() >= end:
+                raise OutputBusyError(
+                    f"another run is making it ({_holder(path)})",
+                    path=of,
+                    action="Wait for it to end, or choose another folder",
+                )
+            time.sleep(_LOOK_SECONDS)
+    with stream:
+        try:
+            yield
+        finally:
+            _leave(stream, path)
+
+
+def forget_claims(folder: Path, pattern: str) -> None:
+    """Delete lock files that dead processes left; those that are held stay."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OutputBusyError), claimed(path, of=path):
+            pass
+
+
+def _take(path: Path, *, shared: bool) -> BinaryIO | None:
+    """The locked file; None where somebody else has it."""
+    while True:
+        stream = path.open("a+b")
+        try:
+            _lock(stream, shared=shared)
+            # Between our opening and our locking it, somebody may have ended and deleted it.
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+        except BlockingIOError:
+            stream.close()
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+
+
+def _lock(stream: BinaryIO, *, shared: bool) -> None:
+    """Lock it; whoever is first leaves a word on who it is."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        stream.flush()
+    except BlockingIOError:
+        if not shared:
+            raise
+    if shared:
+        fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_bytes()[:500].decode(errors="replace") or "another process"
+    except OSError:
+        return "another process"
+
+
+def _leave(stream: BinaryIO, path: Path) -> None:
+    """Delete the file, unless others share it: then the last one does."""
+    with contextlib.suppress(OSError):  # what stays is deleted by `forget_claims`
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()

@@ -1,0 +1,35 @@
+"""How processes on other machines know that a run goes on: its name is in the work folder until it ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from tiling.commit import remove
+from tiling.output import Output
+from wsi.durable import write_file
+from wsi.errors import OutputError
+
+_RUN = "run"
+
+
+@contextlib.contextmanager
+def announced(output: Output, run: str) -> Iterator[None]:
+    """Leave the run's name where its workers look for it. The caller holds the output's lock."""
+    path = output.work / _RUN
+    write_file(path, run.encode())
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OutputError):  # the first error is to be told; the next run writes over it
+            remove(path)
+        raise
+    remove(path)
+
+
+def is_on(output: Output, run: str) -> bool:
+    """Whether the run goes on, as far as this machine sees; an OSError says that it cannot tell."""
+    try:
+        return (output.work / _RUN).read_bytes() == run.encode()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
