@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from mil.device import Precision
+from mil.encode import begin_features
 from mil.encoder import Encoder
 from mil.features import feature_items
 from mil.steps import Encoding, encode_steps
@@ -49,3 +51,49 @@ def test_a_step_is_named_after_the_item_that_it_makes(tiny_encoder: Encoder) -> 
     assert tuple(step.item for step in steps) == feature_items(tiny_encoder.key, [1.0, 4.0])
     with pytest.raises(UsageError, match="twice"):
         encode_steps(Encoding.by(tiny_encoder), contexts=[1.0, 1])
+
+
+@pytest.mark.parametrize("begun", [Precision.BF16, Precision.FP32])
+def test_features_that_one_machine_began_are_gone_on_with_by_others_in_its_precision(
+    begun: Precision, make_store: MakeStore, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is the fastest for those others, who make parts or the rest of them."""
+    store, best = make_store("a"), Precision.FP32 if begun is Precision.BF16 else Precision.BF16
+    monkeypatch.setattr("mil.encode.best_precision", lambda device: begun)
+    step, *_ = encode_steps(Encoding.by(tiny_encoder))
+    assert step.parts is not None
+    (part, *_) = step.parts.missing(Job(store, None))
+    monkeypatch.setattr("mil.encode.best_precision", lambda device: best)
+    step.parts.make(Job(store, None, helper="another"), part)
+    assert part not in step.parts.missing(Job(store, None))
+    step.make(Job(store, None))
+    assert store.require(step.item).recipe["precision"] == begun.value
+    # What the machine itself would take decides where nothing was begun.
+    other = make_store("b", seed=1)
+    step.make(Job(other, None))
+    assert other.require(step.item).recipe["precision"] == best.value
+
+
+def test_a_precision_that_this_device_does_not_have_is_begun_anew(
+    make_store: MakeStore, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, (step,) = make_store("a"), encode_steps(Encoding.by(tiny_encoder))
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr("mil.encode.require_precision", lambda precision, device: precision)
+        assert begin_features(store, tiny_encoder, precision=Precision.FP16) is not None
+    step.make(Job(store, None))
+    assert store.require(step.item).recipe["precision"] != "fp16"
+
+
+def test_an_encoder_is_loaded_by_those_who_prepare_for_it_and_once(tiny_encoder: Encoder) -> None:
+    loaded: list[str] = []
+
+    def load() -> Encoder:
+        loaded.append("once")
+        return tiny_encoder
+
+    steps = encode_steps(Encoding(tiny_encoder.name, load), contexts=[1.0, 4.0])
+    assert not loaded
+    for step in steps:
+        step.prepare()
+    assert loaded == ["once"]

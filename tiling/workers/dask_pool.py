@@ -96,9 +96,7 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
 
     def _start(self, on_gpu: bool | None) -> Child:
         environment = NO_GPU if on_gpu is False else {}
-        child = Child(
-            self._work[on_gpu], limits=self._limits, threads=self._threads, environment=environment
-        )
+        child = Child(self._work[on_gpu], limits=self._limits, threads=self._threads, environment=environment)
         with self._lock:
             self._all = [*(one for one in self._all if not one.gone), child]
             late = self._over.is_set()

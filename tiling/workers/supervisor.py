@@ -62,7 +62,7 @@ class Child:
         ours, theirs = socket.socketpair()
         # Set before anything is imported: a Dask worker's nanny has set them to 1.
         count = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
-        with theirs:
+        with ours, theirs:
             self._process = subprocess.Popen(  # noqa: S603 - this Python, and our own words
                 [sys.executable, "-c", _START.format(path=sys.path, descriptor=theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -70,7 +70,7 @@ class Child:
                 start_new_session=True,
                 env={**os.environ, **count, **(environment or {})},
             )
-        self.connection: Connection[Any, Any] = Connection(ours.detach())
+            self.connection: Connection[Any, Any] = Connection(ours.detach())
         with contextlib.suppress(OSError):  # it is dead; `hear` finds that out
             self.connection.send_bytes(work)
         self._watched = psutil.Process(self._process.pid)

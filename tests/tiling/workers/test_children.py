@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -11,16 +12,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import toy_steps as toy
 
+from tiling.batch import MakeSteps
 from tiling.cohort import Outcome, Status
 from tiling.manifest import SlideEntry
 from tiling.output import Output
+from tiling.workers import supervisor
+from tiling.workers.arguments import local_gpus
 from tiling.workers.children import Children
 from tiling.workers.limits import Limits
 from tiling.workers.run import run_slides
@@ -35,17 +39,18 @@ UNLIMITED = Limits()
 def run(
     folder: Path,
     names: list[str],
-    make: toy.Toy,
+    make: MakeSteps,
     *,
     workers: int = 2,
     limits: Limits = UNLIMITED,
     threads: int = 1,
+    gpus: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Outcome]:
     """Toy slides by real processes, into ``folder/out``."""
-    make.log.mkdir(exist_ok=True)
+    (folder / "log").mkdir(exist_ok=True)
 
     def pool(work: Work, told: object) -> Children:
-        return Children(work, workers=workers, limits=limits)
+        return Children(work, workers=workers, limits=limits, gpus=gpus)
 
     slides = [SlideEntry(name, Path(f"{name}.svs")) for name in names]
     outcomes = run_slides(
@@ -54,7 +59,7 @@ def run(
     return {outcome.slide_id: outcome for outcome in outcomes}
 
 
-def undisturbed(folder: Path, names: list[str], make: toy.Toy) -> dict[str, bytes]:
+def undisturbed(folder: Path, names: list[str], make: MakeSteps) -> dict[str, bytes]:
     """What one process makes of them."""
     slides = [SlideEntry(name, Path(f"{name}.svs")) for name in names]
     run_slides(Output(folder / "undisturbed"), slides, Orders(make), command=["toy"])
@@ -194,6 +199,99 @@ def test_steps_that_cannot_be_made_end_the_run_before_any_slide(tmp_path: Path) 
 def test_a_process_that_cannot_even_start_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(MicrotomeError, match="could not start"):
         run(tmp_path, ["sound-1"], toy.Unpicklable(tmp_path / "log"))
+
+
+def test_processes_that_hang_at_their_start_are_stopped_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "START_SECONDS", 4.0)
+    monkeypatch.setattr(supervisor, "_MISSED_BY", 0.0)
+    with pytest.raises(MicrotomeError, match="hung at its start"):
+        run(tmp_path, ["sound-1"], toy.HangsAtItsStart(tmp_path / "log"), limits=Limits(stall_seconds=1.0))
+    assert toy.attempts(tmp_path / "log") == ["start"] * 3
+
+
+def test_where_no_process_can_be_started_now_one_is_started_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, refused = subprocess.Popen, [3]
+
+    def sometimes(*words: object, **settings: object) -> subprocess.Popen[bytes]:
+        if refused[0]:
+            refused[0] -= 1
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return begin(*words, **settings)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(subprocess, "Popen", sometimes)
+    found = run(tmp_path, ["sound-1", "sound-2"], toy.Toy(tmp_path / "log"))
+    assert refused == [0]
+    assert {one.status for one in found.values()} == {Status.DONE}
+    refused[0] = 1000
+    with pytest.raises(MicrotomeError, match=r"no process can be started \(Resource temporarily"):
+        run(tmp_path, ["sound-3"], toy.Toy(tmp_path / "log"))
+
+
+def test_a_gpu_is_seen_by_its_own_process_which_alone_prepares_for_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    make = toy.TwoToys(toy.SeesGpus(log, parts=2), toy.SeesGpus(log, parts=2, item="qc", wants_gpu=True))
+    names = [f"sound-{n}" for n in range(4)]
+    found = run(tmp_path, names, make, gpus=[{"CUDA_VISIBLE_DEVICES": "GPU-7f"}])
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    seen = Counter(path.name.rsplit(".", 2)[0] for path in log.iterdir())
+    assert {name for name in seen if name.startswith("gpus")} == {"gpus:tiles ", "gpus:qc GPU-7f"}
+    assert seen["gpus:tiles "] == seen["gpus:qc GPU-7f"] == 8
+    assert {name for name in seen if name.startswith("prepared")} == {"prepared:tiles ", "prepared:qc GPU-7f"}
+    assert seen["prepared:qc GPU-7f"] == 1
+    assert toy.results(Output(tmp_path / "out")) == undisturbed(tmp_path, names, make)
+
+
+def test_an_encoder_that_cannot_be_loaded_on_the_gpu_is_known_before_a_slide_is_done(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    second = toy.WantsWhatIsNotThere(log, item="qc", wants_gpu=True)
+    make = toy.TwoToys(toy.Toy(log, parts=40, seconds=0.5), second)
+    with pytest.raises(UsageError, match="no encoder 'x'"):
+        run(tmp_path, ["sound-1", "sound-2"], make, gpus=[{}])
+    assert not Output(tmp_path / "out").slide_ids()
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("auto", None, ["0", "1"]),
+        ("cuda", None, ["0", "1"]),
+        ("cuda", "3,GPU-7f", ["3", "GPU-7f"]),
+        ("auto", "", []),
+        ("auto", "-1", []),
+        ("cpu", None, []),
+        ("mps", "0", []),
+        ("cuda:1", None, [None]),  # sees what the command sees, and takes the second of it
+        ("cuda:1", "3,5", [None]),
+    ],
+)
+def test_each_gpu_that_a_device_means_has_a_process_that_sees_it_alone(
+    device: str,
+    visible: str | None,
+    expected: list[str | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tiling.workers.arguments.version", lambda package: "2.13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for number in range(2):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+    found = local_gpus(device, drivers=tmp_path)
+    assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in found] == expected
+    assert local_gpus("auto", drivers=tmp_path / "none") == () or visible
+
+
+def test_a_torch_without_cuda_has_no_gpu_whatever_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiling.workers.arguments.version", lambda package: "2.13.0+cpu")
+    (tmp_path / "0000:00:00.0").mkdir()
+    assert local_gpus("auto", drivers=tmp_path) == ()
 
 
 def test_what_libraries_print_is_no_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

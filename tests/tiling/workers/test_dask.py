@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,12 +25,15 @@ from tiling.batch import MakeSteps
 from tiling.cohort import Outcome, Status
 from tiling.manifest import SlideEntry
 from tiling.output import Output
+from tiling.versions import versions
+from tiling.workers.announce import announced
 from tiling.workers.clusters import connected
-from tiling.workers.dask_pool import DaskPool
+from tiling.workers.dask_pool import Crew, DaskPool
 from tiling.workers.limits import Limits
+from tiling.workers.pool import Pool
 from tiling.workers.run import OpenPool, run_slides
-from tiling.workers.unit import Orders, Work
-from wsi.errors import SchedulerLostError
+from tiling.workers.unit import Died, Orders, Unit, Work
+from wsi.errors import SchedulerLostError, UnfitError, UsageError
 from wsi.synthetic import write_slide
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,7 +52,7 @@ class Cluster:
     def file(self) -> Path:
         return self.folder / "scheduler.json"
 
-    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *words: str, **environment: str) -> subprocess.Popen[bytes]:
         path = os.pathsep.join([str(ROOT), str(HERE)])
         quiet = {"DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "critical"}
         process = subprocess.Popen(
@@ -61,7 +65,7 @@ class Cluster:
                 *words,
             ],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": path} | quiet,
+            env=os.environ | {"PYTHONPATH": path} | quiet | environment,
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / f"{name}-{len(self.processes)}.log").open("wb"),
         )
@@ -106,13 +110,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         one.stop()
 
 
-def by(cluster: Cluster, limits: Limits = Limits()) -> OpenPool:  # noqa: B008 - frozen
+def unsaid(text: str) -> None:
+    """Nobody listens."""
+
+
+def by(
+    cluster: Cluster,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = unsaid,
+) -> OpenPool:
     """A pool of the cluster's workers."""
 
     def pool(work: Work, told: object) -> DaskPool:
         stack = contextlib.ExitStack()
         client = stack.enter_context(connected(scheduler_file=str(cluster.file)))
-        opened = DaskPool(client, work, limits=limits)
+        opened = DaskPool(client, work, limits=limits, say=say)
         opened.closing(stack)
         return opened
 
@@ -251,6 +263,159 @@ def test_a_lost_scheduler_ends_the_run_with_75_and_another_one_goes_on(
     begun = toy.attempts(tmp_path / "log")
     assert len(begun) - len(set(begun)) <= 2  # what the two workers had in hand
     assert toy.results(Output(tmp_path / "out")) == undisturbed(tmp_path, names, make)
+
+
+WORKER = ("--nthreads", "1", "--no-dashboard", "--memory-limit", "0", "--death-timeout", "60")
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One more worker, for as long."""
+    process = cluster.start("worker", *WORKER, "--name", name, **environment)
+    try:
+        with connected(scheduler_file=str(cluster.file)) as client:
+            client.wait_for_workers(3, timeout=60)
+        yield process
+    finally:
+        family = _family(process.pid)
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+        cluster.processes.remove(process)
+        psutil.wait_procs(family, timeout=5)
+
+
+def test_a_worker_that_cannot_take_part_is_left_out_by_name_and_the_others_do_all(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    names = [f"sound-{n}" for n in range(8)]
+    make, said = toy.UnfitWhereTold(tmp_path / "log", parts=3, seconds=0.1), list[str]()
+    with joined(cluster, "other", TOY_UNFIT="the worker has numpy 1.0"):
+        found = run(tmp_path, names, make, by(cluster, say=said.append))
+        (left_out,) = (text for text in said if "left out" in text)
+    assert "other is left out: the worker has numpy 1.0" in left_out
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    assert toy.parents(tmp_path / "log", "tiles") <= set(worker_pids(cluster).values())
+    assert len(toy.attempts(tmp_path / "log")) == 8 * 3
+
+
+def test_where_no_worker_can_take_part_the_run_ends_with_what_they_said(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(UsageError, match="no such thing"):  # wrong settings: nobody is waited for
+        run(tmp_path, ["sound-1", "sound-2"], toy.Unmakable(tmp_path / "log"), by(cluster))
+    assert time.monotonic() - start < 40
+    # Another version: one that is right may come.
+    monkeypatch.setattr("tiling.workers.dask_pool._FIT_SECONDS", 0.5)
+    other = replace(work_in(tmp_path), versions={"numpy": "1.0"})
+    output = Output(tmp_path / "out")
+    with output.lock(), announced(output, other.run), contextlib.closing(by(cluster)(other, unsaid)) as pool:
+        pool.give(Unit(SlideEntry("sound-1", Path("sound-1.svs"))))
+        with pytest.raises(UnfitError, match=r"has numpy .*was started with 1\.0"):
+            wait_for_ever(pool)
+    assert not output.slide_ids()
+
+
+def wait_for_ever(pool: Pool) -> None:
+    end = time.monotonic() + 40
+    while time.monotonic() < end:
+        assert not pool.wait()
+
+
+def work_in(folder: Path) -> Work:
+    (folder / "log").mkdir(exist_ok=True)
+    return Work(Orders(toy.Toy(folder / "log")), folder / "out", Path.cwd(), "a run", versions())
+
+
+def test_who_is_waited_for_is_said(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers with a GPU may have left for good while there is work for them."""
+    monkeypatch.setattr("tiling.workers.dask_pool.GPU", "WHAT-NOBODY-HAS")
+    monkeypatch.setattr("tiling.workers.dask_pool._LOST_SECONDS", 0.0)
+    work, output, said = work_in(tmp_path), Output(tmp_path / "out"), list[str]()
+    with output.lock(), announced(output, work.run):
+        pool = by(cluster, say=said.append)(work, unsaid)
+        try:
+            assert pool.room(on_gpu=False) > 0
+            assert not said
+            pool.give(Unit(SlideEntry("sound-1", Path("sound-1.svs")), on_gpu=True))
+            assert not pool.wait()
+        finally:
+            pool.close()
+    (words,) = said
+    assert "waiting for workers with the resource WHAT-NOBODY-HAS" in words
+
+
+DRIVER = """\
+import sys; sys.path += [sys.argv[1], sys.argv[2]]
+from pathlib import Path
+import toy_steps as toy, test_dask
+if __name__ == "__main__":
+    folder = Path(sys.argv[3])
+    cluster = test_dask.Cluster(Path(sys.argv[4]))
+    make = toy.Toy(folder / "log", parts=10, seconds=0.3)
+    test_dask.run(folder, ["sound-1", "sound-2"], make, test_dask.by(cluster))
+"""
+
+
+def test_a_run_after_one_whose_command_was_killed_needs_not_wait(cluster: Cluster, tmp_path: Path) -> None:
+    """The workers' processes know nothing of it, and are in the middle of the same slides."""
+    script, log = tmp_path / "driver.py", tmp_path / "log"
+    script.write_text(DRIVER)
+    log.mkdir()
+    words = [sys.executable, str(script), str(ROOT), str(HERE), str(tmp_path), str(cluster.folder)]
+    driver = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while len(toy.attempts(log)) < 6:
+            assert driver.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    names, make = ["sound-1", "sound-2"], toy.Toy(log, parts=10, seconds=0.3)
+    found = run(tmp_path, names, make, by(cluster))
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    begun = toy.attempts(log)
+    assert len(begun) - len(set(begun)) <= 2  # what the two workers had in hand
+    assert toy.results(Output(tmp_path / "out")) == undisturbed(tmp_path, names, replace(make, seconds=0.0))
+
+
+class FakeChild:
+    """Hears nothing, and can be stopped."""
+
+    def __init__(self, crew: list[Crew], work: bytes, **settings: object) -> None:
+        crew[0].teardown(None)  # the run ends in this very moment
+        self.gone = False
+
+    def stop(self) -> None:
+        self.gone = True
+
+
+def test_a_process_that_starts_while_the_run_ends_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told:
+        memory_manager = SimpleNamespace(memory_limit=8 << 30)
+        state = SimpleNamespace(nthreads=3, total_resources={"GPU": 1.0})
+
+    crew = Crew("crew", work_in(tmp_path), Limits())
+    crew.setup(Told())
+    assert crew._limits.memory_bytes == 2 << 30  # one for each thread, and one for the GPU
+    children: list[FakeChild] = []
+
+    def start(work: bytes, **settings: object) -> FakeChild:
+        children.append(FakeChild([crew], work))
+        return children[0]
+
+    monkeypatch.setattr("tiling.workers.dask_pool.Child", start)
+    crew._start(None)
+    assert children[0].gone
+    report = crew.do(Unit(SlideEntry("sound-1", Path("sound-1.svs"))))
+    assert isinstance(report.result, Died)
+    assert len(children) == 1
 
 
 def test_nobody_who_answers_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -24,7 +24,7 @@ from tiling.qc import tile_steps
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore
 from wsi.durable import write_file
-from wsi.errors import NoTissueError, SlideError, UsageError
+from wsi.errors import NoTissueError, SlideError, UnfitError, UsageError
 from wsi.slide import Slide
 
 
@@ -94,6 +94,40 @@ class Keeps(Toy):
         path = draft.folder / f"part-{part}"
         write_file(path, b"x")
         draft.finish_part(str(part), [path])
+
+
+class Forks(Toy):
+    """Has a process of its own, which holds all that is open and would outlive it."""
+
+    def _part(self, job: Job, draft: Draft, part: int) -> None:
+        self.mark(f"{self.item}:{job.store.slide_id}.{part}")
+        grandchild = os.fork()
+        if grandchild == 0:
+            if job.store.slide_id.startswith("leaves"):
+                os.setsid()
+            time.sleep(60)
+            os._exit(0)
+        (self.log.parent / "grandchild").write_text(str(grandchild))
+        misbehave(job.store.slide_id)
+        time.sleep(60)
+
+
+class HangsAtItsStart(Toy):
+    """Of a library that never comes."""
+
+    def __call__(self) -> list[Step]:
+        self.mark("start:start")
+        time.sleep(60)
+        return []
+
+
+class UnfitWhereTold(Toy):
+    """Of machines some of which are not as the others."""
+
+    def __call__(self) -> list[Step]:
+        if said := os.environ.get("TOY_UNFIT"):
+            raise UnfitError(said)
+        return super().__call__()
 
 
 class Unmakable(Toy):
@@ -208,6 +242,31 @@ class TwoToys:
 
     def __call__(self) -> list[Step]:
         return [self.first.step(), self.second.step()]
+
+
+class SeesGpus(Toy):
+    """Prepares itself, and tells which GPUs it sees."""
+
+    def step(self) -> Step:
+        return replace(super().step(), prepare=lambda: self.mark(f"prepared:{self._seen()}"))
+
+    def _part(self, job: Job, draft: Draft, part: int) -> None:
+        self.mark(f"gpus:{self._seen()}")
+        super()._part(job, draft, part)
+
+    def _seen(self) -> str:
+        return f"{self.item} {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
+
+
+class WantsWhatIsNotThere(Toy):
+    """Has an encoder that cannot be loaded."""
+
+    def step(self) -> Step:
+        return replace(super().step(), prepare=_not_there)
+
+
+def _not_there() -> None:
+    raise UsageError("there is no encoder 'x'")
 
 
 def whole(output: Output, slide_id: str, item: str = "tiles") -> bool:
