@@ -140,6 +140,26 @@ def do_unit(crew: str, unit: Unit) -> tuple[str, Report]:
     return worker.address, Report(unit, report.result, where, report.seconds, report.peak_bytes)
 
 
+def _send(client: Client, crew: Crew) -> None:
+    """A crew to all workers, those that come later too; `UnfitError` names those that know no such thing."""
+    try:
+        client.register_plugin(crew, name=crew.name)
+    except (OSError, TimeoutError):
+        raise
+    except Exception as error:  # whatever a worker raised, as it was pickled there or as text
+        answers = client.run(_is_there, on_error="return")
+        names = sorted(address for address, answer in answers.items() if answer is not True)
+        who = ", ".join(names) or "its workers"
+        raise UnfitError(
+            f"Microtome cannot be imported by {who} ({error})",
+            action="Install the same version where they run, or stop them",
+        ) from error
+
+
+def _is_there() -> bool:
+    return True
+
+
 class DaskPool:
     """The workers of a cluster.
 
@@ -170,7 +190,8 @@ class DaskPool:
         self._closing = contextlib.ExitStack()
         self._lost = False
         self._say_again = time.monotonic() + _LOST_SECONDS
-        client.register_plugin(Crew(self._crew, work, limits), name=self._crew)
+        with self._reaching():
+            _send(client, Crew(self._crew, work, limits))
 
     def width(self, *, on_gpu: bool) -> int:
         """Threads of all workers that can take part, or the GPUs that they declare."""

@@ -318,6 +318,17 @@ def test_where_no_worker_can_take_part_the_run_ends_with_what_they_said(
     assert not output.slide_ids()
 
 
+def test_a_worker_without_microtome_is_named_before_any_work(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "bare" / "tiling").mkdir(parents=True)
+    (tmp_path / "bare" / "tiling" / "__init__.py").write_text("raise ModuleNotFoundError('none is here')")
+    with (
+        joined(cluster, "bare", PYTHONPATH=str(tmp_path / "bare")),
+        pytest.raises(UnfitError, match=r"imported by tcp://[0-9.:]+ .*none is here.*Install the same"),
+    ):
+        run(tmp_path, ["sound-1"], toy.Toy(tmp_path / "log"), by(cluster))
+    assert not toy.attempts(tmp_path / "log")
+
+
 def wait_for_ever(pool: Pool) -> None:
     end = time.monotonic() + 40
     while time.monotonic() < end:
