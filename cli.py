@@ -21,7 +21,7 @@ import mil.arguments as ml
 import mil.fewshot.arguments as few
 from heatmaps.arguments import add_drawing, drawing
 from heatmaps.qupath_arguments import add_region_rules, add_regions, qupath_options
-from heatmaps.report.arguments import add_report, reporting
+from heatmaps.report.arguments import add_report, report_steps, reporting
 from tiling.arguments import (
     add_export,
     add_foreign,
@@ -33,8 +33,8 @@ from tiling.arguments import (
 )
 from tiling.commands import Commands, add_checks, add_output, add_overwrite, add_results
 from tiling.doctor.arguments import add_doctor
-from tiling.workers.arguments import add_crew, crew, threads
-from wsi.arguments import add_method, add_resolution, add_slides, open_slide, tissue_method
+from tiling.workers.arguments import add_crew, asking, crew, threads
+from wsi.arguments import add_method, add_resolution, add_slides, tissue_method
 from wsi.errors import MicrotomeError, SlideError, UsageError
 from wsi.messages import messages, on_a_terminal
 from wsi.stopping import stop_code, stoppable
@@ -79,17 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(arguments: Arguments) -> int:
     """What a slide file is."""
+    from tiling.batch import describe_file
     from tiling.manifest import list_entries
-    from wsi.describe import describe
 
+    how = {"mpp": arguments.mpp_override, "trust_objective": arguments.trust_objective}
     reporter, code = _reporter(arguments), 0
-    for entry in list_entries(arguments.slides):
-        try:
-            with open_slide(entry.path, arguments, {entry.path: entry.mpp}) as slide:
-                reporter.facts(describe(slide))
-        except SlideError as error:
-            _complain(str(error))
+    entries = list_entries(arguments.slides)
+    for _, answer in asking()(entries, partial(describe_file, **how), debug=arguments.debug):
+        if isinstance(answer, SlideError):
+            _complain(str(answer))
             code = 1
+        elif isinstance(answer, MicrotomeError):
+            raise answer
+        else:
+            reporter.facts(answer)
     return code
 
 
@@ -296,7 +299,7 @@ def heatmap(arguments: Arguments) -> int:
 def report(arguments: Arguments) -> int:
     """Make a page of each slide and one of all of them: to read, to print, to hand on."""
     plan = reporting(arguments)
-    code = _batch(arguments).over(plan.slides, lambda: [plan.step])
+    code = _crewed(arguments).over(plan.slides, partial(report_steps, arguments))
     _reporter(arguments).result({"cohort": str(plan.publish_cohort())})
     return code
 
@@ -319,10 +322,8 @@ def import_(arguments: Arguments) -> int:
 
     foreign = find_foreign(arguments.files)
     slides = pick_slides(foreign, find_entries(arguments.slides))
-    steps = import_steps(
-        foreign, method=tissue_method(arguments), encoder=arguments.encoder, spec=nominal_spec(arguments)
-    )
-    return _batch(arguments).over_entries(slides, lambda: steps)
+    how = {"method": tissue_method(arguments), "encoder": arguments.encoder, "spec": nominal_spec(arguments)}
+    return _crewed(arguments).over_entries(slides, partial(import_steps, foreign, **how))
 
 
 def run(arguments: Arguments) -> int:
@@ -428,11 +429,11 @@ def build_parser() -> argparse.ArgumentParser:
     add(predict, "results -m model", add_results, ml.add_model, add_crew, add_overwrite)
     to_draw = add_results, ml.add_model, add_drawing, add_regions, add_crew, add_overwrite
     add(heatmap, "results -m model", *to_draw)
-    add(report, "results", add_results, add_report, add_overwrite)
+    add(report, "results", add_results, add_report, add_crew, add_overwrite)
     to_run = add_slides, ml.add_model, add_output, ml.add_network, add_no_pixels, add_crew, add_regions
     add(run, "slides/ -m model -o results", *to_run)
     add(export, "results --format trident --to trident-files", add_results, add_export, add_overwrite)
-    foreign = add_foreign, add_resolution, add_method, add_output
+    foreign = add_foreign, add_resolution, add_method, add_crew, add_output
     add(import_, "trident-files --slides slides/ -o results", *foreign)
     add(view, "results", viewing.add_viewing)
     add(verify, "results --full", add_results, add_checks)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tiling.cohort import exit_code
 from tiling.manifest import SlideEntry, find_entries
@@ -15,6 +16,7 @@ from tiling.pipeline import Step
 from tiling.reporter import Reporter
 from tiling.workers.run import OpenPool, Watcher, here, run_slides
 from tiling.workers.unit import Orders
+from wsi.describe import describe
 from wsi.errors import UsageError
 from wsi.slide import Slide
 
@@ -94,3 +96,9 @@ class Batch:
 def open_file(file: SlideEntry, *, mpp: float | None, trust_objective: bool) -> Slide:
     """The slide; `mpp` is of all slides that say none of their own."""
     return Slide(file.path, mpp=file.mpp or mpp, trust_objective=trust_objective)
+
+
+def describe_file(file: SlideEntry, *, mpp: float | None, trust_objective: bool) -> dict[str, Any]:
+    """What ``microtome info`` says of it; see `wsi.describe`."""
+    with open_file(file, mpp=mpp, trust_objective=trust_objective) as slide:
+        return describe(slide)

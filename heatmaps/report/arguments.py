@@ -11,6 +11,7 @@ from wsi.arguments import WHICH, add_resolution, open_slide
 if TYPE_CHECKING:
     from heatmaps.report.make import OpenSlide
     from heatmaps.report.run import Reporting
+    from tiling.pipeline import Step
 
 
 def add_report(parser: ArgumentParser) -> None:
@@ -30,6 +31,11 @@ def reporting(arguments: Namespace) -> Reporting:
     from heatmaps.report.run import plan_reports
 
     return plan_reports(arguments.out, given=arguments.model, open_slide=_opener(arguments))
+
+
+def report_steps(arguments: Namespace) -> list[Step]:
+    """The step that `reporting` gives, for processes that make it themselves."""
+    return [reporting(arguments).step]
 
 
 def _opener(arguments: Namespace) -> OpenSlide | None:

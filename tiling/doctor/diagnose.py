@@ -19,6 +19,7 @@ from tiling.doctor.software import software
 from tiling.doctor.speed import CUT_SHARE, SECONDS, CutSpeed, EncodeSpeed, cut_speed, synthetic_slide
 from tiling.manifest import SlideEntry, find_entries, mpp_by_path
 from tiling.recipe import CutRecipe
+from tiling.workers.arguments import asking
 from tiling.workers.limits import usable_cores
 from wsi.arguments import open_slide
 from wsi.errors import MicrotomeError, UsageError
@@ -72,17 +73,14 @@ def diagnose(
     yield from on_disk
     cut = encode = None
     if seconds:
-        deadline = time.monotonic() + seconds
-        half_way = deadline - (1 - CUT_SHARE) * seconds
-        found = _try_cutting(arguments.out, entries, opener, recipe, half_way)
+        found = _try_cutting(arguments.out, entries, opener, recipe, CUT_SHARE * seconds)
         cut = found if isinstance(found, CutSpeed) else None
         yield found.finding() if isinstance(found, CutSpeed) else found
-        left = max(0.0, deadline - time.monotonic())
-        tried = _try_encoding(arguments, encode_speed, recipe, left)
+        tried = _try_encoding(arguments, encode_speed, recipe, (1 - CUT_SHARE) * seconds)
         encode = tried if isinstance(tried, EncodeSpeed) else None
         yield tried.finding() if isinstance(tried, EncodeSpeed) else tried
     if entries:
-        plan = plan_cohort(entries, opener, recipe, files=files, progress=progress)
+        plan = plan_cohort(entries, opener, recipe, files=files, ask=asking(), progress=progress)
         free = next(finding.figures["bytes"] for finding in on_disk if finding.name == "free disk")
         yield from replace(plan, cut=cut, encode=encode, free_bytes=float(free), workers=workers).findings()
 
@@ -92,31 +90,38 @@ def _try_cutting(
     entries: Mapping[str, SlideEntry],
     opener: Callable[[Path], Slide],
     recipe: CutRecipe,
-    deadline: float,
+    seconds: float,
 ) -> CutSpeed | Finding:
     """By one worker, on the plan's first slide; on a synthetic one where there is none, or it will not do."""
     name, reason = "speed of cutting", "no tile was finished in time"
     with probing(out) as (probe, fault):
         if fault:
             return Finding(name, "not measured", note="the output cannot be written")
-        for entry in [*entries.values()][:1]:
-            try:
-                found = cut_speed(
-                    entry.path, opener, recipe, folder=probe / "own", workers=1, deadline=deadline
-                )
-            except MicrotomeError:
-                continue  # the plan says what is wrong with it
-            if found:
-                return found
+        question = partial(
+            _cut, opener=opener, recipe=recipe, folder=(probe / "own").absolute(), seconds=seconds
+        )
+        for _, tried in asking()([*entries.values()][:1], question):
+            if isinstance(tried, CutSpeed):
+                return tried
+            if tried is None:
+                return Finding(name, "not measured", note=reason)
+            # Of a slide that cannot be cut the plan says what is wrong with it.
         try:
             # The synthetic slide is scanned at 0.25 µm: a plan may ask for finer tiles than that.
             spec = replace(recipe.spec, mpp=max(recipe.spec.mpp, 0.25))
             usual = replace(recipe, spec=spec)
-            path = synthetic_slide(probe)
-            found = cut_speed(path, Slide, usual, folder=probe, workers=1, deadline=deadline)
+            slide = SlideEntry("synthetic", synthetic_slide(probe))
+            found = _cut(slide, opener=Slide, recipe=usual, folder=probe, seconds=seconds)
         except MicrotomeError as error:
             found, reason = None, error.reason
     return found or Finding(name, "not measured", note=reason)
+
+
+def _cut(
+    entry: SlideEntry, *, opener: Callable[[Path], Slide], recipe: CutRecipe, folder: Path, seconds: float
+) -> CutSpeed | None:
+    deadline = time.monotonic() + seconds
+    return cut_speed(entry.path, opener, recipe, folder=folder, workers=1, deadline=deadline)
 
 
 def _try_encoding(

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tiling.recipe import CutRecipe
 from tiling.selection import EVERYWHERE, SelectionFiles
 from tiling.survey import LOOK_PX
 from tiling.tiles import TileCutter
+from tiling.workers.ask import Ask, ask_here
 from wsi.errors import MicrotomeError, NoTissueError, SlideError
 from wsi.picture import encode_jpeg, encode_png
 from wsi.slide import Slide
@@ -204,6 +206,7 @@ def plan_cohort(
     *,
     files: SelectionFiles = EVERYWHERE,
     most: int = MOST_LOOKED_AT,
+    ask: Ask = ask_here,
     progress: Progress | None = None,
 ) -> CohortPlan:
     """Look at the slides, or at `most` of them drawn at random; nothing is written.
@@ -218,13 +221,19 @@ def plan_cohort(
         How they would be cut, and where.
     most
         How many are looked at.
+    ask
+        How: a slide may crash or hang the process that reads it.
     progress
         Called after each.
     """
     looked = []
     drawn = sample(list(entries.values()), most)
-    for number, entry in enumerate(drawn, 1):
-        looked.append(look_at(entry, open_slide, recipe, files))
+    question = partial(look_at, open_slide=open_slide, recipe=recipe, files=files)
+    for number, (entry, found) in enumerate(ask(drawn, question), 1):
+        if isinstance(found, SlidePlan):
+            looked.append(found)
+        else:  # it took its process along
+            looked.append(SlidePlan(entry.slide_id, 0, fault=str(found)))
         if progress:
             progress(number, len(drawn))
     return CohortPlan(tuple(looked), len(entries), recipe)
@@ -239,7 +248,7 @@ def sample(entries: Sequence[SlideEntry], most: int) -> list[SlideEntry]:
 
 
 def look_at(
-    entry: SlideEntry, open_slide: Callable[[Path], Slide], recipe: CutRecipe, files: SelectionFiles
+    entry: SlideEntry, *, open_slide: Callable[[Path], Slide], recipe: CutRecipe, files: SelectionFiles
 ) -> SlidePlan:
     """What one slide takes; what is wrong with it is said, not raised."""
     start, pages = time.monotonic(), 0.0

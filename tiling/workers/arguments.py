@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from wsi.errors import UsageError
 
 if TYPE_CHECKING:
+    from tiling.workers.ask import Ask
     from tiling.workers.limits import Limits
     from tiling.workers.pool import Pool
     from tiling.workers.run import OpenPool
@@ -89,6 +90,13 @@ def crew(
         return Children(work, workers=count, limits=limits, gpus=gpus)
 
     return open_children
+
+
+def asking() -> Ask:
+    """How slides are looked at by commands that make nothing: apart, unless the variable says 0 workers."""
+    from tiling.workers.ask import ask_each, ask_here
+
+    return ask_here if os.environ.get(WORKERS_VARIABLE) == "0" else ask_each
 
 
 def local_gpus(

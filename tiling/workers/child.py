@@ -14,14 +14,14 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
 
-from tiling.output import Output
-from tiling.workers.announce import is_on
-from tiling.workers.unit import Refused, Unit, Work
-from tiling.workers.worker import Worker
+from tiling.blocks import Progress
+from tiling.workers.unit import Refused, Result, Unit
 from wsi.errors import MicrotomeError, UnfitError
 from wsi.messages import messages
 
@@ -45,6 +45,36 @@ class Alive:
     """Tiles that are done now, in all; 0 of steps that count none."""
 
 
+class Hand(Protocol):
+    """Does units, such as `tiling.workers.worker.Worker`."""
+
+    name: str
+
+    def do(self, unit: Unit, progress: Progress, *, reached: Callable[[int], None]) -> Result:
+        """Do one; whatever goes wrong with the slide is a result."""
+
+    def busy_seconds(self) -> float:
+        """Changes as long as anything goes on."""
+
+
+class Job(Protocol):
+    """What a child is told first, such as `tiling.workers.unit.Work`."""
+
+    @property
+    def debug(self) -> bool:
+        """Whether tracebacks are told."""
+
+    @property
+    def started_in(self) -> Path:
+        """The folder where relative paths count from."""
+
+    def hire(self) -> Hand:
+        """Who does the units; `MicrotomeError` where nobody can."""
+
+    def is_over(self) -> bool:
+        """Whether the child is to end, though its parent lives; an OSError says that it cannot be told."""
+
+
 def main(descriptor: int) -> None:
     """Serve the parent at the other end of a socket; returns when it is gone, or wants nothing for long."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of Ctrl-C, and decides
@@ -52,15 +82,15 @@ def main(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # if memory runs out, the child goes, and not the parent
         os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"900")
     line = _Line(Connection(descriptor))
-    work: Work = line.next()
-    with messages(debug=work.orders.debug):
+    job: Job = line.next()
+    with messages(debug=job.debug):
         try:
-            _go_to(work)
-            worker = Worker(work)
+            _go_to(job.started_in)
+            worker = job.hire()
         except MicrotomeError as error:
             line.send(Refused(error))
             return
-        threading.Thread(target=_end_with_run, args=[work], daemon=True).start()
+        threading.Thread(target=_end_with_run, args=[job], daemon=True).start()
         line.send(worker.name)
         while True:
             try:
@@ -72,24 +102,23 @@ def main(descriptor: int) -> None:
             line.send(result)
 
 
-def _go_to(work: Work) -> None:
+def _go_to(started_in: Path) -> None:
     try:
-        os.chdir(work.started_in)
+        os.chdir(started_in)
     except OSError as error:
         raise UnfitError(
             f"the worker on {socket.gethostname()} does not see the folder where the command was started",
-            path=work.started_in,
+            path=started_in,
             action="Start it in a folder that all machines share",
         ) from error
 
 
-def _end_with_run(work: Work) -> None:
-    """Whoever is told of no end, because his machine is cut off or nobody is left to tell, sees it there."""
-    output = Output(work.root)
+def _end_with_run(job: Job) -> None:
+    """Whoever is told of no end, because he is cut off or nobody is left to tell, looks for himself."""
     while True:
         time.sleep(RUN_SECONDS)
         with contextlib.suppress(OSError):  # a file system that does not answer now may do so later
-            if not is_on(output, work.run):
+            if job.is_over():
                 _end()
 
 
@@ -130,7 +159,7 @@ class _Line:
 class _Heartbeat:
     """Tells the parent while something goes on; and nothing while nothing does."""
 
-    def __init__(self, line: _Line, worker: Worker) -> None:
+    def __init__(self, line: _Line, worker: Hand) -> None:
         self._line, self._worker = line, worker
         self._now = Alive(-1, 0, 0, 0)
         self._ended = threading.Event()

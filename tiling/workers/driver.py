@@ -12,6 +12,7 @@ from tiling.cohort import Outcome, Status, StepTime
 from tiling.manifest import SlideEntry
 from tiling.workers.pool import Pool
 from tiling.workers.unit import (
+    Answer,
     Died,
     Divided,
     Done,
@@ -176,6 +177,7 @@ class _Run:
             return
         self._stillborn[bool(unit.on_gpu)] = 0
         result = report.result
+        assert not isinstance(result, Answer), "nobody was asked anything"
         if isinstance(result, Refused | Unfit):
             raise result.error
         if slide.over:  # it failed elsewhere while this was made

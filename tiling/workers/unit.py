@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tiling.cohort import Status, StepTime
 from tiling.manifest import SlideEntry
+from tiling.output import Output
+from tiling.workers.announce import is_on
 from wsi.errors import MicrotomeError
 
 if TYPE_CHECKING:
     from tiling.pipeline import Step
+    from tiling.workers.worker import Worker
     from wsi.slide import Slide
 
 
@@ -47,6 +50,21 @@ class Work:
     """Of what decides bytes, where the run was started; no process of others takes part."""
     on_gpu: bool | None = None
     """What a process is for, which then prepares that alone: as `Unit.on_gpu`."""
+
+    @property
+    def debug(self) -> bool:
+        """Whether tracebacks are told."""
+        return self.orders.debug
+
+    def hire(self) -> Worker:
+        """Who does it, in the process that asks."""
+        from tiling.workers.worker import Worker
+
+        return Worker(self)
+
+    def is_over(self) -> bool:
+        """Whether the run has ended; an OSError says that it cannot be told."""
+        return not is_on(Output(self.root), self.run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +168,15 @@ class Died:
     """Whether it had begun with the slide; a process that dies before cannot have died of it."""
 
 
-Result = Done | Divided | HandedOver | Ended | Refused | Unfit | Held | Died
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To a question about a slide, which is no unit of a run; see `tiling.workers.ask`."""
+
+    value: Any
+    """Whatever it is; a `MicrotomeError` where there is none."""
+
+
+Result = Answer | Done | Divided | HandedOver | Ended | Refused | Unfit | Held | Died
 
 
 @dataclass(frozen=True, slots=True)
