@@ -52,7 +52,11 @@ def claimed(path: Path, *, of: Path, shared: bool = False, patience: float = 0.0
     with stream:
         try:
             yield
-        finally:
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is told
+                _leave(stream, path)
+            raise
+        with output_errors(of):
             _leave(stream, path)
 
 
@@ -106,6 +110,8 @@ def _holder(path: Path) -> str:
 
 def _leave(stream: BinaryIO, path: Path) -> None:
     """Delete the file, unless others share it: then the last one does."""
-    with contextlib.suppress(OSError):  # what stays is deleted by `forget_claims`
+    try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
+    except BlockingIOError:
+        return
+    path.unlink(missing_ok=True)
