@@ -58,7 +58,7 @@ def lay_out_few_shots(folder: Path) -> None:
     """marked/, regions/, patients.csv and new-7.geojson: tissues of two sites, the second for testing."""
     plan = Mixed(("lymphoid", "muscle", "tumour"), 3)
     marked = folder / "marked"
-    write_tissue_cohort(marked, plan=plan, sites=range(2), patients_per_site=4, seed=1, size=(768, 768))
+    write_tissue_cohort(marked, plan=plan, sites=range(2), patients_per_site=4, seed=1, size=(1024, 1024))
     (marked / "annotations").rename(folder / "regions")
     shutil.rmtree(marked / "masks")
     lines = (marked / "labels.csv").read_text().splitlines()
