@@ -44,7 +44,7 @@ def colour(
     """
     check_range(vmin=vmin, vmax=vmax)
     table = np.concatenate([colour_table(), np.array([gap], np.uint8)])
-    return table.take(_places(scores, vmin=vmin, vmax=vmax), axis=0)
+    return table.take(places(scores, vmin=vmin, vmax=vmax), axis=0)
 
 
 def colour_with_alpha(
@@ -52,24 +52,25 @@ def colour_with_alpha(
 ) -> NDArray[np.uint8]:
     """The same with a fourth sample, (*shape, 4) uint8 RGBA: 255, and 0 where there is no score."""
     check_range(vmin=vmin, vmax=vmax)
-    table = np.full((_GAP + 1, 4), 255, np.uint8)
-    table[:_GAP, :3], table[_GAP] = colour_table(), (*gap, 0)
-    pixels = table.view(np.uint32)[:, 0].take(_places(scores, vmin=vmin, vmax=vmax))
+    table = np.full((GAP + 1, 4), 255, np.uint8)
+    table[:GAP, :3], table[GAP] = colour_table(), (*gap, 0)
+    pixels = table.view(np.uint32)[:, 0].take(places(scores, vmin=vmin, vmax=vmax))
     return pixels[..., None].view(np.uint8)
 
 
-_GAP = 256
+GAP = 256
 """Place in a table of colours where that of no score is: behind those of scores."""
 
 
-def _places(scores: NDArray[np.float32], *, vmin: float, vmax: float) -> NDArray[np.intp]:
+def places(scores: NDArray[np.float32], *, vmin: float, vmax: float) -> NDArray[np.intp]:
+    """Where in the table of colours each score's colour is, in the scores' shape; `GAP` for NaN."""
     share = scores.astype(np.float64)
     share -= vmin
     share /= vmax - vmin
     np.clip(share, 0, 1, out=share)
     share *= 255
     np.rint(share, out=share)
-    np.copyto(share, _GAP, where=np.isnan(share))
+    np.copyto(share, GAP, where=np.isnan(share))
     return share.astype(np.intp)
 
 

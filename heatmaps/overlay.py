@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from heatmaps.colour import WHITE, check_range, colour, colour_table
+from heatmaps.colour import GAP, WHITE, check_range, colour, colour_table, places
 from heatmaps.raster import Heatmap
 
 _INK = (60, 60, 60)
@@ -66,14 +66,15 @@ def draw_overlay(
     if not (0 <= alpha <= 1 and thumbnail_scale > 0):
         raise ValueError(f"needed: alpha from 0 to 1, scale above 0; got {alpha:g}, {thumbnail_scale:g}")
     height, width = thumbnail.shape[:2]
-    scores = _sample(heatmap, channel, thumbnail_scale, width=width, height=height)
-    known = ~np.isnan(scores)
-    mixed = thumbnail.copy()
-    tint = colour(scores[known], vmin=vmin, vmax=vmax)
+    found = _sample(heatmap, channel, thumbnail_scale, width=width, height=height, vmin=vmin, vmax=vmax)
     # Under a tile the tissue turns grey, so that hue speaks of the score alone and not of the stain.
-    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY)[known][:, None]
-    mixed[known] = np.rint(alpha * tint + (1 - alpha) * grey).astype(np.uint8)
-    return _with_legend(mixed, title or channel, vmin=vmin, vmax=vmax)
+    found *= 256
+    found += np.asarray(cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY), np.uint8)
+    mixed = _mixtures(alpha)[found].view(np.uint8).reshape(height, width, 4)[..., :3]
+    known = (found < GAP * 256).astype(np.uint8)
+    picture = thumbnail.copy()
+    cv2.copyTo(np.ascontiguousarray(mixed), known, picture)
+    return _with_legend(picture, title or channel, vmin=vmin, vmax=vmax)
 
 
 def draw_picture(
@@ -119,17 +120,34 @@ def _with_legend(picture: _Image, title: str, *, vmin: float, vmax: float) -> _I
 
 
 def _sample(
-    heatmap: Heatmap, channel: str, thumbnail_scale: float, *, width: int, height: int
-) -> NDArray[np.float32]:
-    """(height, width) scores under the centres of the thumbnail's pixels, NaN beyond the heatmap."""
+    heatmap: Heatmap,
+    channel: str,
+    thumbnail_scale: float,
+    *,
+    width: int,
+    height: int,
+    vmin: float,
+    vmax: float,
+) -> NDArray[np.int32]:
+    """(height, width) places in the table of colours under the centres of the thumbnail's pixels."""
     step = thumbnail_scale / heatmap.scale  # along y too: both have square pixels
-    column = ((np.arange(width) + 0.5) * step).astype(np.intp)
-    row = ((np.arange(height) + 0.5) * step).astype(np.intp)
     plane = heatmap.channel(channel)
+    rows, row = np.unique(((np.arange(height) + 0.5) * step).astype(np.intp), return_inverse=True)
+    columns, column = np.unique(((np.arange(width) + 0.5) * step).astype(np.intp), return_inverse=True)
     # A thumbnail's size is rounded, so its last pixels may look just past the heatmap.
-    beyond = (row >= plane.shape[0])[:, None] | (column >= plane.shape[1])
-    sampled = plane[np.minimum(row, plane.shape[0] - 1)[:, None], np.minimum(column, plane.shape[1] - 1)]
-    return np.where(beyond, np.float32(np.nan), sampled)
+    table = np.full((len(rows), len(columns)), GAP, np.int32)
+    rows, columns = rows[rows < plane.shape[0]], columns[columns < plane.shape[1]]
+    # Each score is coloured once, be it seen under many pixels.
+    table[: len(rows), : len(columns)] = places(plane[rows[:, None], columns], vmin=vmin, vmax=vmax)
+    return table[row[:, None], column]
+
+
+def _mixtures(alpha: float) -> NDArray[np.uint32]:
+    """(257 * 256,) pixels, RGB and an empty byte: each colour, and that of no score, with each grey."""
+    tints, greys = alpha * colour_table()[:, None], (1 - alpha) * np.arange(256)[:, None]
+    pixels = np.zeros((GAP + 1, 256, 4), np.uint8)
+    pixels[:GAP, :, :3] = np.rint(tints + greys)
+    return pixels.view(np.uint32).ravel()
 
 
 def _legend(title: str, *, vmin: float, vmax: float, width: int) -> _Image:

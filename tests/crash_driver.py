@@ -37,7 +37,6 @@ import mil.steps
 import tiling.commit
 import tiling.output
 import tiling.recipe
-import tiling.versions
 import wsi.durable
 from heatmaps.raster import Heatmap
 from tiling.commit import find_damage, read_commit
@@ -79,7 +78,6 @@ def load_once() -> None:
     """What every run would load or look up alike."""
     mil.checkpoint.load_model = functools.cache(mil.checkpoint.load_model)
     mil.encoders.load_encoder = functools.cache(mil.encoders.load_encoder)
-    tiling.versions.version = functools.cache(tiling.versions.version)
     load, known = tiling.commit.load_commit, {}
 
     def load_commit(item: Path) -> tiling.commit.Commit:

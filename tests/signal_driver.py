@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from crash_driver import load_once, small_shards, wait
+from crash_driver import import_all, load_once, small_shards, wait
 
 import cli
 import mil.encoders
@@ -24,7 +24,7 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 def start(words: list[str], said: Path) -> int:
-    """Fork a command; returns its process."""
+    """Fork a command; returns its process. In the end it tells, beside what it said, what it has imported."""
     if process := os.fork():
         return process
     os.setsid()
@@ -32,7 +32,14 @@ def start(words: list[str], said: Path) -> int:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
         code = cli.main(words)
     said.write_text(errors.getvalue())
+    said.with_name("modules.json").write_text(json.dumps(list(sys.modules)))
     os._exit(code)
+
+
+def run(words: list[str], said: Path) -> None:
+    """A command that is left alone; what it needed is imported then, and no other has to."""
+    assert wait(start(words, said)) == 0, said.read_text()
+    import_all(json.loads(said.with_name("modules.json").read_text()))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -58,7 +65,7 @@ class Stopping:
 
     def expected(self) -> dict[str, bytes]:
         self.fresh()
-        assert wait(start(self.words, self.said)) == 0, self.said.read_text()
+        run(self.words, self.said)
         return tree(self.made)
 
     def stop(self, number: signal.Signals, expected: dict[str, bytes]) -> list[str]:
@@ -104,9 +111,9 @@ def main() -> None:
     few = [str(path) for path in sorted(Path(slides).iterdir())[:3]]
     encode = ["--weights", weights, *encoder, *end]
     train = [*encoder, "--labels", str(folder / "labels.csv"), "--epochs", "3", "--folds", "3", *end, "-m"]
-    assert wait(start(["tile", *few, *cutting, cut], folder / "said.txt")) == 0
-    assert wait(start(["tile", slides, *cutting, encoded], folder / "said.txt")) == 0
-    assert wait(start(["encode", encoded, *encode], folder / "said.txt")) == 0
+    run(["tile", *few, *cutting, cut], folder / "said.txt")
+    run(["tile", slides, *cutting, encoded], folder / "said.txt")
+    run(["encode", encoded, *encode], folder / "said.txt")
     tiled, done, model = (folder / name for name in ("tiled", "done", "model"))
     wrong, stops = [], 0
     for command in (

@@ -43,7 +43,7 @@ def commands() -> list[list[str]]:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the README takes for granted: slides/, new-slides/, labels.csv, slide.svs, ..."""
     folder = tmp_path_factory.mktemp("desk")
-    write_cohort(folder / "slides", count=16, seed=5, size=(1024, 768))  # five a class to train on
+    write_cohort(folder / "slides", count=14, seed=5, size=(768, 512))  # five a class to train on
     (folder / "slides" / "labels.csv").rename(folder / "labels.csv")
     cohort = ["slide", *(f"slides/{path.name}" for path in sorted((folder / "slides").glob("*.svs"))[:2])]
     (folder / "cohort.csv").write_text("\n".join(cohort) + "\n")

@@ -22,10 +22,12 @@ those who helped are killed runs that had finished something.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,16 +125,16 @@ def read_commit(item: Path) -> Commit | None:
 def find_damage(item: Path, commit: Commit, *, full: bool = False) -> Iterator[Damage]:
     """What is wrong with an item: by names and sizes, and by every byte's hash if `full`."""
     for name, entry in commit.files.items():
-        path = item / name
-        if not path.is_file():
+        size = _size(f"{item}/{name}")
+        if size is None:
             yield Damage(name, "is missing")
-        elif path.stat().st_size != entry.size:
-            yield Damage(name, f"has {path.stat().st_size} bytes, {entry.size} were committed")
-        elif full and hash_file(path) != entry:
+        elif size != entry.size:
+            yield Damage(name, f"has {size} bytes, {entry.size} were committed")
+        elif full and hash_file(item / name) != entry:
             yield Damage(name, "has other bytes than were committed")
     for name in _files_under(item):
         # Names with a dot in front are what file managers leave behind; no reader of ours opens them.
-        if name != COMMIT_FILE and name not in commit.files and not Path(name).name.startswith("."):
+        if name != COMMIT_FILE and name not in commit.files and not name.rpartition("/")[2].startswith("."):
             yield Damage(name, "was added after the commit")
 
 
@@ -156,8 +158,7 @@ def load_commit(item: Path) -> Commit:
                 path=item,
                 action="Update Microtome, or give another -o",
             )
-        body = {key: content[key] for key in ("format", "recipe", "record", "files")}
-        if content["checksum"] != hashlib.sha256(canonical(body)).hexdigest() or canonical(content) != data:
+        if not _is_sealed(data, content["checksum"]):
             raise damaged(item, f"{COMMIT_FILE} does not match its own checksum")
         files = {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except FileNotFoundError as error:
@@ -169,9 +170,30 @@ def load_commit(item: Path) -> Commit:
     return Commit(content["recipe"], content["record"], files, hashlib.sha256(data).hexdigest())
 
 
+def _is_sealed(data: bytes, checksum: str) -> bool:
+    """Whether these are the bytes that `Draft.publish` wrote, told without spelling the content once more.
+
+    Of the sorted keys the checksum is the first, so that its line stands before the bytes that it is of.
+    """
+    head = f'{{\n "checksum": "{checksum}",\n'.encode()
+    return data.startswith(head) and hashlib.sha256(b"{\n" + data[len(head) :]).hexdigest() == checksum
+
+
 def _files_under(folder: Path) -> list[str]:
-    found = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    """Paths relative to the folder, with ``/``, sorted; text, for readers ask this again and again."""
+    start = len(os.path.join(folder, ""))
+    return sorted(os.path.join(base, name)[start:] for base, _, names in os.walk(folder) for name in names)
+
+
+def _size(path: str) -> int | None:
+    """Bytes of a file; None where there is none, or something else."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: such a name cannot be
+        if isinstance(error, OSError) and error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            raise
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 # Writing -------------------------------------------------------------------------------------------------

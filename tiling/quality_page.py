@@ -69,19 +69,18 @@ def tile_map(
         last = np.ceil((corners + footprint) / scale).astype(np.int64)
         for (left, top), (right, bottom) in zip(first.tolist(), last.tolist(), strict=True):
             kinds[top:bottom, left:right] = kind
-    tints = np.zeros((256, 3), np.float32)
-    weights = np.zeros(256, np.float32)
+    picture, values = thumbnail.copy(), np.arange(256, dtype=np.float32)[:, None]
+    borders = []
     for kind, name in enumerate(places, 1):
-        tints[kind], weights[kind] = COLOURS.get(name, OTHER_COLOUR), _TINT.get(name, _STRONG_TINT)
-    picture = thumbnail.copy()
-    covered = kinds > 0
-    share = weights[kinds[covered]][:, None]
-    picture[covered] = np.rint(share * tints[kinds[covered]] + (1 - share) * picture[covered])
-    for kind in range(1, len(places) + 1):  # a border round each field of tiles
-        contours, _ = cv2.findContours(
-            (kinds == kind).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE
-        )
-        cv2.drawContours(picture, contours, -1, tints[kind].tolist(), 1)
+        tint = np.array(COLOURS.get(name, OTHER_COLOUR), np.float32)
+        share = np.float32(_TINT.get(name, _STRONG_TINT))
+        table = np.rint(share * tint + (1 - share) * values).astype(np.uint8)
+        where = (kinds == kind).astype(np.uint8)
+        cv2.copyTo(cv2.LUT(thumbnail, table[None]), where, picture)
+        borders.append((where, tint))
+    for where, tint in borders:  # a border round each field of tiles
+        contours, _ = cv2.findContours(where, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.drawContours(picture, contours, -1, tint.tolist(), 1)
     return picture
 
 

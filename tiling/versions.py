@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import PackageNotFoundError, version
 
 _DECIDING = (
@@ -17,10 +18,13 @@ _DECIDING = (
 
 def versions(*more: str) -> dict[str, str]:
     """Versions of the packages that decide pixels and bytes, and of those named in `more`."""
-    found = {}
-    for name in (*_DECIDING, *more):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: _installed(name) for name in (*_DECIDING, *more)}
+
+
+@functools.cache
+def _installed(name: str) -> str:
+    """Read once, for every item that is made asks: what this process has imported stays what it was."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

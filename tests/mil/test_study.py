@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,25 @@ TABLE = "slide_id,label,patient,split\n" + "".join(
 """Two slides a patient; the patients of the last two slides are for testing."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def curves_in_words() -> Iterator[Callable[..., bytes]]:
+    """Other numbers, other bytes, without a drawing: half a second of matplotlib after each training."""
+    draw = study.draw_learning_curve
+
+    def tell(histories: object, *, metric: Metric) -> bytes:
+        return repr((histories, metric)).encode()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(study, "draw_learning_curve", tell)
+        yield draw
+
+
+@pytest.fixture
+def curves_drawn(curves_in_words: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have them."""
+    monkeypatch.setattr(study, "draw_learning_curve", curves_in_words)
+
+
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory, make_store_in: MakeStore) -> Path:
     folder = tmp_path_factory.mktemp("encoded")
@@ -139,6 +158,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Desk:
 # What a folder holds ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("curves_drawn")
 def test_a_model_is_published_with_all_that_is_needed_to_make_it_again(desk: Desk) -> None:
     model = desk.train()
     assert model == load_model(desk.folder / "model")[0]
@@ -254,15 +274,18 @@ def test_the_figures_are_those_of_the_predictions(trained: Desk) -> None:
     assert figures["external"]["slides"] == 2
 
 
-def test_the_history_is_of_every_epoch_and_its_picture_is_one(trained: Desk) -> None:
-    model, _ = load_model(trained.folder / "model")
-    rows = trained.rows("model", "history.csv")
+@pytest.mark.usefixtures("curves_drawn")
+def test_the_history_is_of_every_epoch_and_its_picture_is_one(desk: Desk) -> None:
+    model = desk.train()
+    rows = desk.rows("model", "history.csv")
     assert [(row["member"], row["epoch"]) for row in rows] == [(m, e) for m in "012" for e in "123"]
     kept = {row["member"]: int(row["epoch"]) for row in rows if row["kept"] == "1"}
     assert kept == {str(i): member["kept_epoch"] for i, member in enumerate(model.training["members"])}
-    picture = trained.files("model")["learning-curve.png"]
+    picture = desk.files("model")["learning-curve.png"]
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 10_000
+    desk.train("b/model")
+    assert desk.files("b/model") == desk.files("model")
 
 
 def test_without_folds_there_is_one_head_and_nothing_calibrated(desk: Desk) -> None:
@@ -358,6 +381,7 @@ def words(desk: Desk, *more: str) -> list[str]:
     return ["train", *given, "--encoder", KEY, "--folds", "3", "--epochs", "2", "--set", "hidden=8", *more]
 
 
+@pytest.mark.usefixtures("curves_drawn")
 def test_training_and_predicting_by_commands(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words(desk, "--json")) == 0
     said = json.loads(capsys.readouterr().out)

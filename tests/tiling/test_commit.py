@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiling.commit import COMMIT_FILE, begin, canonical, find_damage, load_commit, read_commit
+from tiling.commit import COMMIT_FILE, FileEntry, begin, canonical, find_damage, load_commit, read_commit
 from wsi.errors import DamagedError, OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +145,52 @@ def test_a_reader_refuses_a_damaged_item(tmp_path: Path, harm: str) -> None:
         read_commit(item)
 
 
+@pytest.mark.parametrize("spelling", ["indented", "unsorted", "longer", "twice"])
+def test_the_same_content_in_another_spelling_is_no_commit(tmp_path: Path, spelling: str) -> None:
+    """The checksum is of the bytes as they were written: none of them can change unnoticed."""
+    path = make_item(tmp_path) / COMMIT_FILE
+    data = path.read_bytes()
+    content = json.loads(data)
+    head = f' "checksum": "{content["checksum"]}",\n'.encode()
+    assert data.startswith(b"{\n" + head)
+    others = {
+        "indented": json.dumps(content, sort_keys=True, indent=2).encode() + b"\n",
+        "unsorted": json.dumps(dict(reversed(content.items())), indent=1).encode() + b"\n",
+        "longer": data + b"\n",
+        "twice": b"{\n" + head + head + data.removeprefix(b"{\n" + head),
+    }
+    assert json.loads(others[spelling]) == content
+    path.write_bytes(others[spelling])
+    with pytest.raises(DamagedError, match="its own checksum"):
+        load_commit(path.parent)
+
+
+@pytest.mark.parametrize("name", ["data", "data/a/b", "no\0name", "gone", "loop"])
+def test_what_is_no_file_is_missing(tmp_path: Path, name: str) -> None:
+    item = make_item(tmp_path)
+    commit = load_commit(item)
+    (item / "loop").symlink_to("loop")
+    changed = replace(commit, files={**commit.files, "loop": FileEntry(1, ""), name: FileEntry(1, "")})
+    assert {damage.file for damage in find_damage(item, changed)} == {"loop", name}
+
+
+def test_a_file_that_cannot_be_asked_for_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk or a network that fails says nothing of what was committed."""
+    item = make_item(tmp_path)
+    commit, asked = load_commit(item), os.stat
+
+    def fails(path: str, **more: object) -> os.stat_result:
+        if str(path).endswith("loose"):
+            raise OSError(errno.EIO, "Input/output error")
+        return asked(path, **more)
+
+    monkeypatch.setattr("os.stat", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        list(find_damage(item, commit))
+
+
 def test_canonical_json_has_one_spelling_and_no_nan() -> None:
     assert canonical({"b": 1, "a": [1.5]}) == canonical({"a": [1.5], "b": 1})
     with pytest.raises(ValueError, match=r"NaN|nan|compliant"):
@@ -206,8 +255,6 @@ def test_a_kill_while_replacing_leaves_the_old_or_the_new_within_reach(tmp_path:
 
 
 def test_a_full_disk_is_said_with_what_to_do(tmp_path: Path) -> None:
-    import errno
-
     from wsi.durable import output_errors
 
     with (
