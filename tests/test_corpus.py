@@ -15,18 +15,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from corpus import edges
+from corpus.bits import FILES, flipped, reason, structure
+from corpus.edges import COARSE, EDGED, FINE, SIZE
 from corpus.fault import Fault, Processed, Reader, Rejected, Warned
 from corpus.faults import FAULTS, GROUPS
+from corpus.forge import Pixels
+from corpus.kinds import KINDS
 from corpus.learning import Evil
 from corpus.manifests import MANIFESTS, THERE, Entries, ManifestFault
 from corpus.nursery import SECONDS, Ending, Nursery
-from corpus.slides import Cut, svs, tile_words
+from corpus.slides import MPP, Cut, svs, tile_words
 from corpus.table import DOCUMENT, replaced
+from mil.labels import LabelTable, SlideLabel, labels_to_csv, read_labels
+from tiling.commit import Draft, begin
 from tiling.manifest import find_entries, read_manifest
-from wsi.errors import UsageError
+from wsi.backends import OpenSlideBackend, TiffSlideBackend
+from wsi.errors import SlideError, UsageError
 from wsi.messages import printable
+from wsi.slide import Slide
 
 MOST_BYTES = 1 << 30
 LONGEST = 200
@@ -197,11 +207,13 @@ def test_slides_end_as_they_must_and_a_sound_one_among_them_is_cut_as_if_alone(
 
 def ids(paths: list[Path]) -> set[str]:
     """Of the slides that are meant, as they are printed."""
-    files = [
-        path
-        for given in paths
-        for path in (given.iterdir() if given.is_dir() and not given.suffix else [given])
-    ]
+    files: list[Path] = []
+    for given in paths:
+        before, is_pattern, _ = str(given).partition("*")
+        if is_pattern and not given.exists():
+            files += Path(before).rglob("*")
+        else:
+            files += given.iterdir() if given.is_dir() else [given]
     return {printable(unicodedata.normalize("NFC", path.stem)) for path in files}
 
 
@@ -247,6 +259,170 @@ def test_what_is_no_slide_is_read_as_it_must_be(fault: Fault, scene: Scene, nurs
         outcome.holds(json.loads(ending.out))
 
 
+# Bits ------------------------------------------------------------------------------------------------------
+
+FLIPS = 60
+"""Of each kind of file; all five have some 43,000 together."""
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_bit_that_flips_in_what_holds_a_slide_together_is_seen_or_changes_nothing(
+    kind: str, scene: Scene, nursery: Nursery
+) -> None:
+    suffix, make = FILES[kind]
+    folder = scene.root / "in" / "flips"
+    folder.mkdir()
+    path = make(folder / f"sound{suffix}")
+    sound, places = path.read_bytes(), structure(path)
+    rng, where = np.random.default_rng(8), {}
+    for byte, bit in zip(rng.choice(sorted(places), FLIPS), rng.integers(0, 8, FLIPS), strict=True):
+        (folder / f"{byte}-{bit}{suffix}").write_bytes(flipped(sound, byte, bit))
+        where[f"{byte}-{bit}{suffix}"] = places[byte]
+    ending = scene.run(nursery, ["flips", str(folder)], library=True)
+    assert ending.code == 0, ending.err
+    found = json.loads(ending.out)
+    assert found.pop(path.name) == ["same", ""]
+    assert {"refused", "same"} <= {verdict for verdict, _ in found.values()}
+    for name, (verdict, line) in found.items():
+        assert verdict != "other" or reason(where[name]), f"{name}: {where[name]}"
+        if verdict == "refused":
+            assert re.fullmatch(rf"{re.escape(str(folder / name))}: .*\. [A-Z].*", line), line
+
+
+# Edges -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EDGED)
+def test_the_pixels_of_the_last_tiles_are_those_that_the_file_was_made_of(name: str, tmp_path: Path) -> None:
+    edged = EDGED[name]
+    path = edged.make(tmp_path / f"s{edged.suffix}")
+    (width, height), tile = SIZE, edges.TILE
+
+    def same(pixels: Pixels, golden: Pixels) -> bool:
+        return int(np.abs(pixels.astype(int) - golden).max()) <= edged.within
+
+    for reader in (OpenSlideBackend, TiffSlideBackend):
+        if reader.name not in edged.readers:
+            continue
+        backend = reader(path)
+        for number, (level, golden) in enumerate(zip(backend.levels, (FINE, COARSE), strict=False)):
+            assert (level.height, level.width) == golden.shape[:2]
+            x, y = level.width // tile * tile, level.height // tile * tile
+            for left, top in ((0, 0), (x, 0), (0, y), (x, y)):
+                size = level.width - left, level.height - top
+                assert same(backend.read_level(number, left, top, size), golden[top:, left:])
+        backend.close()
+    with Slide(path, mpp=MPP) as slide:
+        assert slide.backend in edged.readers
+        origins = [(x, y) for y in range(0, height, tile) for x in range(0, width, tile)]
+        tiles = slide.read_tiles(origins, size=(tile, tile), mpp=MPP)
+        for (x, y), found in zip(origins, tiles, strict=True):
+            inside = FINE[y : y + tile, x : x + tile]
+            assert same(found[: inside.shape[0], : inside.shape[1]], inside)
+            assert (found[inside.shape[0] :] == 255).all()
+            assert (found[:, inside.shape[1] :] == 255).all()
+
+
+# Real scans ------------------------------------------------------------------------------------------------
+
+TIFFS = {".svs", ".tif", ".tiff", ".scn", ".ndpi"}
+CUTS = (0.99, 0.9, 0.5, 0.1, 0.01)
+LARGEST = 20 << 20
+"""Bytes of files that are copied."""
+
+
+def test_the_first_part_of_a_real_scan_is_refused_by_name(data_dir: Path, tmp_path: Path) -> None:
+    folders = [data_dir / "slides" / name for name in ("vendor", "small", "formats")]
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    paths = [path for path in paths if path.suffix in TIFFS and path.stat().st_size <= LARGEST]
+    assert paths
+    for path in paths:
+        copy = tmp_path / path.name
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            copy.write_bytes(file.read(int(size * CUTS[0])))
+        for share in CUTS:  # shorter and shorter: one copy will do
+            os.truncate(copy, int(size * share))
+            with pytest.raises(SlideError, match=re.escape(path.name)) as refused:
+                Slide(copy)
+            assert re.search(r"truncated|beyond|cut off|shrank", str(refused.value)), refused.value
+        copy.unlink()
+
+
+@pytest.mark.parametrize(("name", "cut"), [("dicom", "*.dcm"), ("hamamatsu", "hamamatsu.jpg")])
+def test_of_a_real_scan_in_several_files_what_was_cut_off_is_named_by_place(
+    name: str, cut: str, data_dir: Path, tmp_path: Path
+) -> None:
+    """Their files do not say how long they are; no place gives other pixels than it has."""
+    source = data_dir / "slides" / "formats" / name
+    for path in source.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    largest = max(tmp_path.glob(cut), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    opened = next(tmp_path.glob("*.vms"), largest)
+    size, mpp, lost, same = (256, 256), 0.5, 0, 0
+    with Slide(source / opened.name, mpp=0.25) as whole, Slide(opened, mpp=0.25) as slide:
+        assert slide.size == whole.size
+        for y in range(0, slide.size[1], 1024):
+            for x in range(0, slide.size[0], 1024):
+                try:
+                    found = slide.read(x, y, size=size, mpp=mpp)
+                except SlideError as error:
+                    lost += opened.name in str(error)
+                else:
+                    assert np.array_equal(found, whole.read(x, y, size=size, mpp=mpp)), (x, y)
+                    same += 1
+    assert lost
+    assert same
+    assert lost + same == -(-slide.size[0] // 1024) * -(-slide.size[1] // 1024)
+
+
+# Journals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 200_000,
+        '{"a":' * 200_000,
+        "[]",
+        "7",
+        '{"files": []}',
+        '{"files": {}}',
+        '{"part": "p", "files": [1]}',
+    ],
+    ids=lambda line: line[:20],
+)
+def test_a_line_of_a_journal_that_is_none_of_ours_vouches_for_nothing(line: str, tmp_path: Path) -> None:
+    def start() -> Draft:
+        return begin(tmp_path / "item", {"step": "test"}, work=tmp_path / ".work")
+
+    draft = start()
+    (draft.folder / "kept").write_bytes(b"kept")
+    draft.finish_part("first", [draft.folder / "kept"])
+    (draft.folder / "left").write_bytes(b"nobody knows of it")
+    (journal,) = (tmp_path / ".work").glob("*.journal")
+    journal.write_text(f"{line}\n{journal.read_text()}{line}\n")
+    again = start()
+    assert list(again.parts) == ["first"]
+    assert os.listdir(again.folder) == ["kept"]
+
+
+# Formulas --------------------------------------------------------------------------------------------------
+
+
+FORMULAS = ("=cmd|' C calc'!A0", "=1+1", "+1", "-rf", "@SUM(A1)", '"a,b"', "00123", "1e5", "TRUE")
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_an_id_comes_back_from_every_table_to_the_letter(name: str, tmp_path: Path) -> None:
+    """A spreadsheet may take it for a formula; changed, it would be another slide's, or nobody's."""
+    path, ids = tmp_path / "labels.csv", [name, "other"]
+    rows = [SlideLabel(one, label, None, None, None, None, 2) for one, label in zip(ids, "ab", strict=True)]
+    path.write_bytes(labels_to_csv(LabelTable(path, tuple(rows))))
+    assert [row.slide_id for row in read_labels(path).rows] == ids
+
+
 # The laws --------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +434,15 @@ def test_the_laws_catch_what_breaks_them(misdeed: str, scene: Scene, nursery: Nu
         scene.run(nursery, [misdeed, str(path)], library=True, seconds=1)
     again = nursery.run(["labels", "/dev/null"], home=scene.root / "home", library=True)
     assert again.code == 2
+
+
+def test_every_kind_of_fault_that_is_known_has_an_input_or_a_test() -> None:
+    inputs = {fault.name for fault in FAULTS} | {manifest.name for manifest in MANIFESTS}
+    folder = Path(__file__).parent
+    for kind, shown in KINDS.items():
+        for name in shown:
+            file, is_test, test = name.partition("::")
+            assert f"\ndef {test}" in (folder / file).read_text() if is_test else name in inputs, (kind, name)
 
 
 # The table -------------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ FORMAT = 1
 """Version of this layout; a reader refuses a later one."""
 JOURNAL = ".journal"
 _CHUNK = 1 << 20
+_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON ends in that we did not write: no JSON, other keys, other kinds, brackets without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +167,8 @@ def load_commit(item: Path) -> Commit:
         raise damaged(item, f"it holds no {COMMIT_FILE}") from error
     except UsageError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(item, f"{COMMIT_FILE} is unreadable ({error})") from error
+    except _NOT_OURS as error:
+        raise damaged(item, f"{COMMIT_FILE} is unreadable ({str(error)[:60]})") from error
     return Commit(content["recipe"], content["record"], files, hashlib.sha256(data).hexdigest())
 
 
@@ -303,12 +305,13 @@ class Draft:
         for line in (line for journal in self._journals() for line in journal.read_bytes().splitlines()):
             try:
                 content = json.loads(line)
+                part = str(content["part"])
                 entries = {name: FileEntry(*entry) for name, entry in content["files"].items()}
-            except (ValueError, KeyError, TypeError):
+            except _NOT_OURS:
                 continue  # the line that was being written when the process died
             read = trusted is None or content.get("run") != trusted
             if all(_is(self.folder / name, entry, read=read) for name, entry in entries.items()):
-                self.parts[content["part"]] = entries
+                self.parts[part] = entries
         vouched = {name for files in self.parts.values() for name in files}
         for name in _files_under(self.folder):
             if name not in vouched:

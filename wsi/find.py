@@ -17,6 +17,7 @@ SUFFIXES = (
 """What a folder is searched for; a file given by name may be called anything."""
 
 _UNFINISHED = (".partial", ".part", ".crdownload", ".download", ".tmp", ".filepart")
+_BEHIND = "behind links"
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -27,7 +28,7 @@ class Found:
     paths: tuple[Path, ...]
     """In order; a file that is named twice is there twice."""
     ignored: tuple[tuple[Path, str], ...] = ()
-    """What looks like a slide and is none, with what it is: "hidden", "unfinished" or "folders"."""
+    """What looks like a slide and is not taken, and why: hidden, unfinished, folders, or behind links."""
 
     def left_out(self) -> str:
         """A word on what is ignored: how many of each kind, and the first; empty where there is nothing."""
@@ -49,8 +50,9 @@ def search(named: Iterable[Path]) -> Found:
 
     A folder is searched for `SUFFIXES`, not below. A pattern has ``*``, ``?`` or ``[...]``, and ``**`` for
     any folders; it finds slides, or whatever ends as it does (``*.bin``), and searches folders that it fits.
-    Hidden files, unfinished downloads and folders that are named like slides are left out. A name that is
-    there as it is written is no pattern.
+    Hidden files, unfinished downloads and folders that are named like slides are left out, and so is what a
+    pattern finds behind a link to a folder: who means that, names it. A name that is there as it is written
+    is no pattern.
 
     Raises
     ------
@@ -68,11 +70,10 @@ def search(named: Iterable[Path]) -> Found:
         elif _MAGIC.search(str(path)) and not os.path.lexists(path):
             inside = _by_pattern(path, ignored)
             if not inside:
-                raise UsageError(
-                    "no slide fits this pattern",
-                    path=path,
-                    action="Check it, and put it in quotes; '**' stands for any folders: 'slides/**/*.svs'",
-                )
+                action = "Check it, and put it in quotes; '**' stands for any folders: 'slides/**/*.svs'"
+                if link := next((link for link, kind in ignored if kind == _BEHIND), None):
+                    action = f"It is not looked for behind links to folders: name that folder itself, {link}"
+                raise UsageError("no slide fits this pattern", path=path, action=action)
         else:
             inside = [path]  # whatever it is: opening it says what is wrong with it
             paths += inside
@@ -107,7 +108,10 @@ def _is_slide(path: Path, ignored: list[tuple[Path, str]], *, is_folder: bool) -
 
 
 def _by_pattern(pattern: Path, ignored: list[tuple[Path, str]]) -> list[Path]:
-    """Files that a pattern fits, sorted. Hidden folders and links to folders are not gone into."""
+    """Files that a pattern fits, sorted. Hidden folders and links to folders are not gone into.
+
+    A link may lead in a circle, or to another cohort; `ignored` hears of those that are met.
+    """
     parts = pattern.parts
     first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
     start, rest = Path(*parts[:first]), [*parts[first:]]
@@ -121,15 +125,21 @@ def _by_pattern(pattern: Path, ignored: list[tuple[Path, str]]) -> list[Path]:
         ) from error
     whatever = bool(Path(rest[-1]).suffix) and not _MAGIC.search(Path(rest[-1]).suffix)
     found: list[Path] = []
+    behind: set[Path] = set()
     for path in fitting:
         inner, is_folder = path.relative_to(start).parts, path.is_dir()
         if any(part.startswith(".") for part in inner[:-1]):
+            continue
+        folders = [start.joinpath(*inner[:end]) for end in range(1, len(inner) + is_folder)]
+        if link := next((folder for folder in folders if folder.is_symlink()), None):
+            behind.add(link)
             continue
         if is_folder and not path.name.lower().endswith(SUFFIXES):
             # 'cohorts/*' names folders as a shell would; '**' goes into them itself.
             found += [] if "**" in rest else _in_folder(path, ignored)
         elif _is_slide(path, ignored, is_folder=is_folder) or (whatever and _is_plain(path)):
             found.append(path)
+    ignored += [(link, _BEHIND) for link in sorted(behind)]
     return found
 
 

@@ -39,7 +39,11 @@ _PHOTOMETRIC, _DESCRIPTION, _ORIENTATION = 262, 270, 274
 _STRIP_OFFSETS, _SAMPLES, _STRIP_ROWS, _STRIP_COUNTS, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 322, 323, 324, 325
 _SAMPLE_FORMAT, _OLD_JPEG = 339, 513
-_JPEG = 7  # a value of _COMPRESSION
+_ONE_VALUE = (
+    _SUBFILE, _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _STRIP_ROWS, _PLANAR,
+    _TILE_WIDTH, _TILE_HEIGHT,
+)  # fmt: skip
+_UNCOMPRESSED, _JPEG = 1, 7  # values of _COMPRESSION
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers that state a picture's size
 
 # Values of _PHOTOMETRIC, and how many samples a pixel may then have (the fourth is opacity).
@@ -56,6 +60,7 @@ _OTHER_COLOURS = {
 }
 _LEICA = "http://www.leica-microsystems.com/scn/"  # names its XML
 _LEICA_PLANE = re.compile(r'<dimension[^>]*\s[zc]="[1-9]')  # a focal plane or channel after the first
+_MAX_SORTED = 2**20  # tiles of one picture; a slide of 100,000 x 100,000 pixels has a sixth of that
 _MAX_SAMPLES = 64  # whose bits and format are looked at
 _UNSIGNED = {1, 4}  # values of _SAMPLE_FORMAT; 4 is "undefined"
 _LOSSLESS = {1, 5, 8, 32773, 32946, 34925, 50000}  # values of _COMPRESSION
@@ -248,7 +253,7 @@ def _check_colours(tiff: Tiff, directory: Directory, facts: FileFacts) -> None:
 
     Of others OpenSlide, tiffslide or both give wrong colours without a word: tiffslide takes any number for
     RGB, OpenSlide takes a fifth channel for opacity, and neither knows which of 16 bits are in use. What a
-    file does not say is taken to be usual.
+    file does not say is taken to be usual; but of JPEG both RGB and YCbCr are.
     """
     photometric = tiff.value(directory, _PHOTOMETRIC, _RGB)
     # By the specification it is one bit a sample where nothing is said, and tiffslide, which reads files with
@@ -256,7 +261,7 @@ def _check_colours(tiff: Tiff, directory: Directory, facts: FileFacts) -> None:
     unsaid = 1 if photometric == _GREY or facts.subifds else 8
     bits = tiff.values(directory, _BITS, _MAX_SAMPLES) or {unsaid}
     formats = tiff.values(directory, _SAMPLE_FORMAT, _MAX_SAMPLES)
-    samples = tiff.value(directory, _SAMPLES, 0)
+    samples, compression = tiff.value(directory, _SAMPLES, 0), tiff.value(directory, _COMPRESSION, 0)
     found = ""
     if photometric not in _SAMPLES_OF:
         found = f"is {_OTHER_COLOURS.get(photometric, f'of photometric interpretation {photometric}')}"
@@ -266,8 +271,10 @@ def _check_colours(tiff: Tiff, directory: Directory, facts: FileFacts) -> None:
         found = f"has {max(bits - {8})}-bit samples"
     elif samples and _PHOTOMETRIC in directory.fields and samples not in _SAMPLES_OF[photometric]:
         found = f"has {samples} channels that are not those of RGB"
-    elif photometric == _YCBCR and tiff.value(directory, _COMPRESSION, 0) in _LOSSLESS:
+    elif photometric == _YCBCR and compression in _LOSSLESS:
         found = "is YCbCr that is no JPEG"
+    elif _PHOTOMETRIC not in directory.fields and compression == _JPEG and not tiff.ndpi:
+        found = "does not say whether its JPEG is RGB or YCbCr"
     where = "" if directory.name == "directory 0" else f"{directory.name} "
     if found:
         tiff.fail(f"{where}{found}; 8-bit RGB is needed", RGB_AGAIN)
@@ -290,6 +297,10 @@ def _description(tiff: Tiff, directory: Directory) -> str:
 def _check_picture(tiff: Tiff, directory: Directory) -> None:
     """Check that a picture's tiles or strips are of a bearable size, as many as it needs, and in the file."""
     name = directory.name
+    for tag in directory.fields.keys() & _ONE_VALUE:
+        # OpenSlide refuses such a file, and tifffile, which is asked next, takes it for uncompressed.
+        if (held := directory.fields[tag].count) != 1:
+            tiff.fail(f"{name} is damaged: tag {tag} has {held:,} values, not one")
     width, height = _size(tiff, directory)
     if not width or not height:
         tiff.fail(f"{name} says {width} x {height} pixels")
@@ -313,16 +324,21 @@ def _check_picture(tiff: Tiff, directory: Directory) -> None:
                 f"{name} is {width:,} x {height:,} pixels without tiles: too large to read", TILED_AGAIN
             )
     needed = math.ceil(width / across) * math.ceil(height / down) * planes
-    _check_table(tiff, directory, part, (offsets_tag, counts_tag), needed)
+    plain = tiled and tiff.value(directory, _COMPRESSION, 1) == _UNCOMPRESSED
+    least = across * down * max(samples, 1) // planes * bits // 8 if plain else 0
+    _check_table(tiff, directory, part, (offsets_tag, counts_tag), needed, least=least)
     if tiled and tiff.value(directory, _COMPRESSION, 1) == _JPEG:
         _check_first_jpeg(tiff, directory, (across, down))
 
 
-def _check_table(tiff: Tiff, directory: Directory, part: str, tags: tuple[int, int], needed: int) -> None:
+def _check_table(
+    tiff: Tiff, directory: Directory, part: str, tags: tuple[int, int], needed: int, *, least: int
+) -> None:
     """Check that the table of tiles or strips is complete, and that what it points to lies in the file.
 
-    A tile of no bytes is legal: scanners leave out glass. A table of too many tiles contradicts the picture's
-    size; readers then take other tiles, or none. Strips that are too many they leave out.
+    A tile of no bytes is legal: scanners leave out glass. Others have `least` bytes. A table of too many
+    tiles contradicts the picture's size; readers then take other tiles, or none. Strips that are too many
+    they leave out.
     """
     for tag in tags:
         held = directory.fields[tag].count if tag in directory.fields else 0
@@ -332,8 +348,14 @@ def _check_table(tiff: Tiff, directory: Directory, part: str, tags: tuple[int, i
         if held == 0:
             return
     lost = 0
+    places: list[tuple[np.ndarray, np.ndarray]] = []
     tables = (tiff.chunks(directory, tag, needed) for tag in tags)
     for offsets, counts in zip(*tables, strict=True):
+        if short := int(np.count_nonzero((counts > 0) & (counts < least))):
+            # Pixels are then taken out of something else: of compressed tiles, whose field of that is gone.
+            tiff.fail(f"{directory.name} is damaged: {short:,} uncompressed tiles have too few bytes")
+        if part == "tile" and needed <= _MAX_SORTED and not tiff.ndpi:
+            places.append((offsets, counts))
         room = np.uint64(tiff.size) - np.minimum(offsets, np.uint64(tiff.size))
         wanted = np.minimum(counts, np.uint64(1)) if tiff.ndpi else counts  # NDPI's may have overflowed
         lost += int(np.count_nonzero((counts > 0) & (wanted > room)))
@@ -341,6 +363,18 @@ def _check_table(tiff: Tiff, directory: Directory, part: str, tags: tuple[int, i
         tiff.fail(
             f"truncated: {lost:,} of {needed:,} {part}s of {directory.name} lie beyond the end of the file"
         )
+    if places and (wrong := _overlaps(*map(np.concatenate, zip(*places, strict=True)))):
+        tiff.fail(f"{directory.name} is damaged: {wrong:,} of {needed:,} tiles begin within another one")
+
+
+def _overlaps(offsets: np.ndarray, counts: np.ndarray) -> int:
+    """How many tiles begin within another. Where a table is taken from the wrong place many do.
+
+    Two that are the same bytes are legal: writers save glass so.
+    """
+    order = np.argsort(offsets[counts > 0], kind="stable")
+    starts, ends = (values[counts > 0][order] for values in (offsets, offsets + counts))
+    return int(np.count_nonzero((starts[1:] < ends[:-1]) & (starts[1:] > starts[:-1])))
 
 
 def _check_first_jpeg(tiff: Tiff, directory: Directory, tile: tuple[int, int]) -> None:

@@ -19,6 +19,7 @@ class Reader(Enum):
     LABELS = "labels"
     REGIONS = "regions"
     FEATURES = "features"
+    FOREIGN = "foreign"
     MODEL = "model"
     WEIGHTS = "weights"
 

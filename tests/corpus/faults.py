@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from corpus.areas import AREAS
 from corpus.fault import Fault, one_of_each
+from corpus.fields import FIELDS
+from corpus.foreign import FOREIGN
 from corpus.learning import FEATURES, MODELS, WEIGHTS
 from corpus.names import FOLDERS, NAMES
 from corpus.slide_files import CONTRADICTIONS, CUT_OFF, DAMAGE, PRIVACY, STRANGERS
@@ -14,6 +16,7 @@ GROUPS: dict[str, tuple[Fault, ...]] = {
     "Slides cut off": CUT_OFF,
     "Files that are something else": STRANGERS,
     "Slides that contradict themselves": CONTRADICTIONS,
+    "Slides that lost a field": FIELDS,
     "Damaged tiles": DAMAGE,
     "Colours": COLOURS,
     "Microns per pixel": SCALES,
@@ -24,6 +27,7 @@ GROUPS: dict[str, tuple[Fault, ...]] = {
     "Label tables": TABLES,
     "Regions": AREAS,
     "Features": FEATURES,
+    "Files of other tools": FOREIGN,
     "Models": MODELS,
     "Weights of others": WEIGHTS,
 }

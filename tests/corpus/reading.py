@@ -45,6 +45,18 @@ def features(out: Path) -> dict[str, Any]:
     return {"dim": recipe.dim, "rows": packed.sizes}
 
 
+def foreign(folder: Path) -> dict[str, Any]:
+    """Places and features of other tools' making, as `import` reads them: rows of both by slide."""
+    from tiling.interchange import find_foreign, import_coordinates, import_features
+
+    found = {}
+    for slide_id, files in find_foreign([folder]).items():
+        places = import_coordinates(files.coordinates)
+        rows = import_features(files.features).features if files.features else None
+        found[slide_id] = [len(places.origins), list(rows.shape) if rows is not None else None]
+    return found
+
+
 def model(folder: Path) -> dict[str, Any]:
     """A trained model."""
     from mil.checkpoint import load_model
@@ -58,6 +70,16 @@ def weights(path: Path) -> dict[str, Any]:
     from mil.networks.weights import read_state
 
     return {"tensors": sorted(read_state(path))}
+
+
+def flips(folder: Path) -> dict[str, Any]:
+    """What comes of each slide of a folder, against that which is called sound."""
+    from corpus.bits import see, verdict
+
+    paths = sorted(folder.iterdir())
+    sound = see(next(path for path in paths if path.name.startswith("sound.")))
+    seen = {path.name: see(path) for path in paths}
+    return {name: [verdict(one, sound), one.refused] for name, one in seen.items()}
 
 
 def hang(path: Path) -> None:
@@ -81,7 +103,8 @@ def trust(path: Path) -> None:
 
 
 READERS = {
-    read.__name__: read for read in (labels, regions, features, model, weights, hang, crash, grow, trust)
+    read.__name__: read
+    for read in (labels, regions, features, foreign, model, weights, flips, hang, crash, grow, trust)
 }
 
 

@@ -25,7 +25,7 @@ from corpus.slides import (
     tiff,
     tissue,
 )
-from corpus.tampering import write_pages
+from corpus.tampering import field_at, patch, write_pages
 from wsi.synthetic import write_huge_slide, write_svs
 
 Make = Callable[[Path], Path]
@@ -132,6 +132,13 @@ COLOURS = (
         refused("has 2 channels that are not those of RGB"),
     ),
     Fault(
+        "px_webp",
+        "WebP without loss, which OpenSlide does not read",
+        pixels(lambda i: i, compression="webp"),
+        Processed(holds=like(tiff)),
+        words=AS_IT_IS,
+    ),
+    Fault(
         "px_planar",
         "a plane for each colour",
         pixels(lambda i: i.transpose(2, 0, 1).copy(), planarconfig="separate"),
@@ -191,6 +198,13 @@ def resolution(x: float, y: float, unit: str = "CENTIMETER") -> Make:
     return lambda folder: tiff(folder / f"{folder.name}.tiff", resolution=(x, y), resolutionunit=unit)
 
 
+def over_zero(folder: Path) -> Path:
+    path = tiff(folder / f"{folder.name}.tiff")
+    for tag in (282, 283):
+        patch(path, field_at(path, tag)[1], bytes(8))
+    return path
+
+
 def ome(text: str) -> Make:
     """An OME-TIFF whose XML is given."""
 
@@ -228,6 +242,7 @@ SCALES = (
         NONE,
     ),
     Fault("mpp_no_unit", "a resolution without unit", resolution(20_000, 20_000, "NONE"), NONE),
+    Fault("mpp_over_zero", "a resolution of 0 over 0", over_zero, NONE),
     Fault("mpp_zero", "0", stating("0"), Rejected("mpp.* is 0; it must be above 0.*--mpp-override")),
     Fault("mpp_negative", "less than 0", stating("-0.5"), Rejected("mpp.* is -0.5.*--mpp-override")),
     Fault("mpp_nan", "nan", stating("nan"), Rejected("mpp.*nan.*--mpp-override")),

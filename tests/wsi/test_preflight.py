@@ -227,7 +227,7 @@ def test_colours_that_a_decoder_gets_wrong_are_refused_by_name(
     assert refusal(path) == f"{found}; 8-bit RGB is needed"
 
 
-@pytest.mark.parametrize("tag", [258, 262, 277])
+@pytest.mark.parametrize("tag", [258, 277])
 def test_what_a_file_does_not_say_of_its_colours_is_taken_to_be_usual(tiled: Path, tag: int) -> None:
     entry, _ = field_at(tiled, tag)
     patch(tiled, entry, struct.pack("<H", 60000))  # no reader knows this tag

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from tiling.grid import MOST_TILES
 from wsi.durable import make_folder, replacing
 from wsi.errors import UsageError
+
+MOST_NUMBERS = 65_536
+"""In a row; features are some thousands long."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,6 +83,8 @@ def open_foreign(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
+        if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):  # a pipe waits for ever
+            raise refused(path, "is a pipe, socket or device, not a file")
         with h5py.File(path, "r") as file:
             yield file
     except FileNotFoundError as error:
@@ -97,7 +103,8 @@ def find_dataset(file: Any, name: str, path: Path) -> Any:
     Raises
     ------
     UsageError
-        It is missing, something else, of another shape, too long, or a link to another file's.
+        It is missing, something else, of another shape, too large, never written, or a link to another
+        file's.
     """
     import h5py
 
@@ -111,6 +118,12 @@ def find_dataset(file: Any, name: str, path: Path) -> Any:
         raise refused(path, f"{name!r} has the shape {dataset.shape}, not one row a tile")
     if len(dataset) > MOST_TILES:
         raise refused(path, f"{name!r} has {len(dataset):,} rows, {MOST_TILES:,} at most are possible")
+    if dataset.shape[1] > MOST_NUMBERS:
+        found = f"{name!r} has {dataset.shape[1]:,} numbers a row, {MOST_NUMBERS:,} at most are possible"
+        raise refused(path, found)
+    if len(dataset) and dataset.id.get_storage_size() == 0:
+        # Its rows would read as zeros.
+        raise refused(path, f"{name!r} was never written", "Make the file again with the tool that wrote it")
     return dataset
 
 
