@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
     parser.add_argument("--readers", type=int, default=4, help="threads that read tiles")
-    parser.add_argument("--batch-size", type=int, help="default 32 on a CPU, 128 on a GPU")
+    parser.add_argument("--batch-size", type=int, help="default 8 on a CPU, 128 on a GPU")
     parser.add_argument("--tiles", type=int, help="default 128 on a CPU, 4,096 on a GPU")
     parser.add_argument("--seconds", type=float, default=60, help="for each encoder")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too; minutes more")

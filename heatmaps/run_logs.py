@@ -1,6 +1,6 @@
 """The logs of an output's runs (``OUT/runs``): what was run, and how each slide ended.
 
-`tiling.cohort.write_run_log` writes them, one a run, named by the time; none is changed later. They may be
+`tiling.cohort.RunLog` writes them, one a run, named by the time; none is changed later. They may be
 from any version, and are needed by nobody: one that cannot be read is passed over.
 """
 

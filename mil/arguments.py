@@ -40,7 +40,7 @@ def add_network(parser: ArgumentParser) -> None:
         "--precision", choices=["fp32", "bf16", "fp16"], help="default: the fastest this machine has"
     )
     parser.add_argument(
-        "--batch-size", type=int, help="tiles encoded at once (default 32 on a CPU, 128 on a GPU)"
+        "--batch-size", type=int, help="tiles encoded at once (default 8 on a CPU, 128 on a GPU)"
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile the network first: minutes, for long runs"

@@ -75,8 +75,12 @@ def require_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def best_batch_size(device: torch.device) -> int:
-    """Tiles to encode at once: on a CPU more are no faster, and need more memory."""
-    return 128 if device.type == "cuda" else 32
+    """Tiles to encode at once.
+
+    On a CPU few stay in its caches. Measured on one AVX-512 core in fp32, processor time a tile of 32 at once
+    against 8: 1.30 times for EfficientNet-Lite0, 1.23 for ResNet-50, 1.15 for ViT-S/16.
+    """
+    return 128 if device.type == "cuda" else 8
 
 
 def best_precision(device: torch.device) -> Precision:

@@ -121,17 +121,3 @@ class RunLog:
         make_folder(path.parent)
         write_file(path, canonical(content))
         return path
-
-
-def write_run_log(
-    output: Output,
-    command: Sequence[str],
-    outcomes: Sequence[Outcome],
-    *,
-    spent: Mapping[str, Sequence[StepTime]] = NOTHING,
-) -> Path:
-    """A `RunLog` of slides that have all ended; `spent` is how long their steps took, by slide."""
-    log = RunLog(output, command)
-    for outcome in outcomes:
-        log.add(outcome, spent.get(outcome.slide_id, ()))
-    return log.write()

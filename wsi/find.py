@@ -40,11 +40,6 @@ class Found:
         return f"{files} like a slide left out ({kinds}), first {self.ignored[0][0]}"
 
 
-def find_slides(named: Iterable[Path]) -> list[Path]:
-    """The slide files meant by files, folders and patterns, in order; see `search`."""
-    return list(search(named).paths)
-
-
 def search(named: Iterable[Path]) -> Found:
     """The slide files meant by files, folders and patterns, in order, and what was left out of them.
 
@@ -72,7 +67,7 @@ def search(named: Iterable[Path]) -> Found:
             if not inside:
                 action = "Check it, and put it in quotes; '**' stands for any folders: 'slides/**/*.svs'"
                 if link := next((link for link, kind in ignored if kind == _BEHIND), None):
-                    action = f"It is not looked for behind links to folders: name that folder itself, {link}"
+                    action = f"Links to folders are left out: name {link} itself"
                 raise UsageError("no slide fits this pattern", path=path, action=action)
         else:
             inside = [path]  # whatever it is: opening it says what is wrong with it

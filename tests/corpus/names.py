@@ -254,7 +254,9 @@ FOLDERS = (
         "links_only",
         "a pattern whose slides lie behind a link",
         pattern("else*", "*.svs"),
-        Rejected("no slide fits this pattern. It is not looked for behind links", code=2),
+        Rejected(
+            "no slide fits this pattern. Links to folders are left out: name .*elsewhere itself", code=2
+        ),
     ),
     Fault("odd_tree", "a folder of all these", odd_tree, Rejected("")),
     Fault(

@@ -9,7 +9,8 @@ import pytest
 import heatmaps.run_logs
 from heatmaps.report.spent import read_runs
 from heatmaps.run_logs import LastRuns, log_files, read_log
-from tiling.cohort import Outcome, Status, write_run_log
+from logged import write_run_log
+from tiling.cohort import Outcome, Status
 from tiling.output import Output
 
 

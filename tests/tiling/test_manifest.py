@@ -22,7 +22,7 @@ from tiling.output import Output
 from tiling.store import TileStore
 from wsi.arguments import open_slide
 from wsi.errors import UsageError
-from wsi.find import find_slides, search
+from wsi.find import search
 from wsi.synthetic import write_slide
 
 FULL = "slide,id,mpp,label,patient\na.svs,00123,0.25,NA,p1\nsub/b.svs,1e5,,normal,\n"
@@ -203,7 +203,7 @@ def test_a_manifest_that_labels_nothing_says_what_is_missing(cohort: Path, conte
 
 
 def names(folder: Path, *named: str) -> list[str]:
-    return [str(path.relative_to(folder)) for path in find_slides(folder / name for name in named)]
+    return [str(path.relative_to(folder)) for path in search(folder / name for name in named).paths]
 
 
 def test_patterns_are_expanded_by_us(cohort: Path) -> None:
@@ -254,10 +254,10 @@ def test_an_empty_folder_says_where_slides_are(cohort: Path) -> None:
     (cohort / "gdc" / "uuid").mkdir(parents=True)
     (cohort / "gdc" / "uuid" / "s.svs").touch()
     with pytest.raises(UsageError, match=r"some further down: give '.*/\*\*/\*' in quotes"):
-        find_slides([cohort / "gdc"])
+        search([cohort / "gdc"])
     (cohort / "nothing").mkdir()
     with pytest.raises(UsageError, match="no slide in this folder"):
-        find_slides([cohort / "nothing"])
+        search([cohort / "nothing"])
 
 
 def test_levels_of_a_dicom_slide_are_not_taken_for_slides(cohort: Path) -> None:
@@ -265,7 +265,7 @@ def test_levels_of_a_dicom_slide_are_not_taken_for_slides(cohort: Path) -> None:
         (cohort / "sub" / name).touch()
     for named in ("sub", "sub/*.dcm", "**/*"):
         with pytest.raises(UsageError, match="several DICOM files"):
-            find_slides([cohort / named])
+            search([cohort / named])
 
 
 def test_entries_have_ids_of_their_own(cohort: Path) -> None:

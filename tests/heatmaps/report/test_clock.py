@@ -10,13 +10,14 @@ from heatmaps.report.clock import SlideRun, StepSeconds
 from heatmaps.report.html import Markup, section
 from heatmaps.report.run_parts import time_parts
 from heatmaps.report.spent import RunLogs, read_runs
-from tiling.cohort import Outcome, Status, StepTime, write_run_log
+from logged import write_run_log
+from tiling.cohort import Outcome, Status, StepTime
 from tiling.output import Output
 
 
 def log(output: Output, command: str, seconds: float, *steps: StepTime) -> None:
     outcome = Outcome("one", "/x/one.svs", Status.DONE, seconds=seconds)
-    write_run_log(output, [command, "out"], [outcome], spent={"one": steps})
+    write_run_log(output, [command, "out"], [outcome], spent=steps)
 
 
 def rows_of(time: dict[str, Any], parsed: Any, untold: tuple[str, ...] = ()) -> Any:

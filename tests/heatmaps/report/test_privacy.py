@@ -19,7 +19,8 @@ import cli
 from heatmaps.report.privacy import safe_text
 from heatmaps.report.run import plan_reports
 from heatmaps.report.spent import read_runs
-from tiling.cohort import Outcome, Status, write_run_log
+from logged import write_run_log
+from tiling.cohort import Outcome, Status
 from tiling.output import Output
 from tiling.store import TileStore
 from wsi.synthetic import write_slide

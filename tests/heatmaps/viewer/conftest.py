@@ -17,7 +17,8 @@ import pytest
 
 from heatmaps.viewer.catalogue import Catalogue, open_output
 from heatmaps.viewer.server import ViewerServer
-from tiling.cohort import Outcome, Status, write_run_log
+from logged import write_run_log
+from tiling.cohort import Outcome, Status
 from tiling.cut import cut_slide
 from tiling.grid import TileSpec
 from tiling.output import Output
