@@ -41,7 +41,7 @@ def read_name(folder: Path) -> Named:
         content = json.loads(path.read_bytes())
         members = content["members"] if "members" in content else [content["weights_sha256"]]
         return Named(str(content["name"]), join_digests(members))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise not_a_model(path, f"is unreadable ({type(error).__name__}: {error})") from error
 
 

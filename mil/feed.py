@@ -14,6 +14,7 @@ held at a time is two blocks of features, two batches and a few pieces, whatever
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from mil.device import Precision
 from mil.encoder import Encoder
-from wsi.errors import MicrotomeError
+from wsi.errors import DeviceLostError, MicrotomeError
 from wsi.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ PIECE_BYTES = 8 << 20
 """Pixels that a thread reads at a time: 42 tiles of 256 px."""
 _FETCHED = 2  # pieces for each thread: one at work, one that is finished
 
+_log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -92,19 +94,24 @@ def encode_blocks(
     Raises
     ------
     MicrotomeError
-        The GPU's memory is too small.
+        The GPU's memory is too small for a single tile. Where it is for a batch, halves of it are encoded.
+    DeviceLostError
+        The GPU failed; nothing can be computed on it in this process any more.
     Exception
         Whatever `read` raises, in its turn: blocks before it come first, and nothing after it is read.
     """
-    times = times or Stopwatch()
+    times, network = times or Stopwatch(), _Network(encoder, precision)
     batches = [[*_split(block, pace.batch_size)] for block in blocks]
     pieces = [[*_split(rows, pace.piece_tiles)] for block in batches for rows in block]
     is_asynchronous = encoder.device.type == "cuda"
-    with contextlib.closing(read_ahead(read, (p for rows in pieces for p in rows), pace=pace)) as tiles:
+    with (
+        _losses(encoder),
+        contextlib.closing(read_ahead(read, (p for rows in pieces for p in rows), pace=pace)) as tiles,
+    ):
         waiting: deque[tuple[slice, Callable[[], NDArray[np.float32]]]] = deque()
         parts = iter(pieces)
         for block, its in zip(blocks, batches, strict=True):
-            features = [_next_batch(encoder, tiles, len(next(parts)), precision, times) for _ in its]
+            features = [_next_batch(network, tiles, len(next(parts)), times) for _ in its]
             waiting.append((block, _sent_back(features)))
             if len(waiting) > is_asynchronous:
                 yield _arrived(waiting.popleft(), times)
@@ -113,17 +120,13 @@ def encode_blocks(
 
 
 def _next_batch(
-    encoder: Encoder,
-    tiles: Iterator[NDArray[np.uint8]],
-    pieces: int,
-    precision: Precision,
-    times: Stopwatch,
+    network: _Network, tiles: Iterator[NDArray[np.uint8]], pieces: int, times: Stopwatch
 ) -> Tensor:
     # A function of its own: its tiles are let go before the next ones are waited for.
     with times.lap("wait for tiles"):
         batch = [next(tiles) for _ in range(pieces)]
     with times.lap("encode"):
-        return _encode(encoder, batch, precision)
+        return network.encode(batch)
 
 
 def _arrived(
@@ -171,15 +174,62 @@ def _split(rows: slice, most: int) -> Iterator[slice]:
     return map(slice, edges[:-1], edges[1:])
 
 
-def _encode(encoder: Encoder, pieces: Sequence[NDArray[np.uint8]], precision: Precision) -> Tensor:
-    """``(b, dim)`` float32 on the encoder's device, where it may still be at work."""
+class _Network:
+    """An encoder that is given less at once when that was too much for its device's memory."""
+
+    def __init__(self, encoder: Encoder, precision: Precision) -> None:
+        self._encoder, self._precision = encoder, precision
+        self._most: int | None = None
+
+    def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """``(b, dim)`` float32 on the encoder's device, where it may still be at work."""
+        if self._most is None:
+            whole = self._tried(pieces)
+            if whole is not None:
+                return whole
+            self._halve(sum(map(len, pieces)))
+        tiles = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        parts, done = [], 0
+        while done < len(tiles):
+            part = self._tried([tiles[done : done + (self._most or 1)]])
+            if part is None:
+                self._halve(min(self._most or 1, len(tiles) - done))
+            else:
+                parts.append(part)
+                done += len(part)
+        return torch.cat(parts)
+
+    def _tried(self, pieces: Sequence[NDArray[np.uint8]]) -> Tensor | None:
+        """None where memory was too small; the error is gone by then, and what it held on to."""
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return self._encoder(_batch(pieces, self._encoder.device), precision=self._precision)
+        return None
+
+    def _halve(self, count: int) -> None:
+        """Ask for half as much from now on."""
+        where = self._encoder.device
+        if count == 1:
+            raise MicrotomeError(
+                f"the memory of {where} is too small for {self._encoder.name} and a single tile",
+                action="Stop what else is using it, or encode with --device cpu",
+            )
+        self._most = count // 2
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+        _log.warning(
+            "the memory of %s is too small for %d tiles at once: %d are taken", where, count, self._most
+        )
+
+
+@contextlib.contextmanager
+def _losses(encoder: Encoder) -> Iterator[None]:
+    """After an error of CUDA's nothing works in the same process any more: say so, whoever is told."""
     try:
-        return encoder(_batch(pieces, encoder.device), precision=precision)
-    except torch.OutOfMemoryError as error:
-        raise MicrotomeError(
-            f"the memory of {encoder.device} is too small for {encoder.name} and a batch of "
-            f"{sum(map(len, pieces))} tiles",
-            action="Encode with a smaller --batch-size",
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(
+            f"{encoder.device} failed ({str(error).strip().splitlines()[0]})",
+            action="Run the same command again: what is finished is kept",
         ) from error
 
 

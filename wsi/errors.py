@@ -13,6 +13,7 @@
     │   └── UnfitError                 a machine of a cluster that is not as the others
     ├── OutputError (OSError)          output not writable, or disk full      exit 74
     ├── OutputBusyError (OSError)      another run holds the output           exit 75
+    ├── DeviceLostError                a GPU failed: its process is of no use  exit 75
     └── SchedulerLostError             the cluster's scheduler is gone        exit 75
 
 Each is one sentence on what is wrong, where, and one on what to do.
@@ -92,6 +93,12 @@ class OutputError(MicrotomeError, OSError):
 
 class OutputBusyError(MicrotomeError, OSError):
     """Another run is writing to this output."""
+
+    exit_code = 75
+
+
+class DeviceLostError(MicrotomeError):
+    """A GPU failed, and nothing can be computed on it in the same process any more."""
 
     exit_code = 75
 

@@ -82,7 +82,7 @@ def _with_card(name: str, folders: Iterable[Path]) -> Chosen:
                 joined = hashlib.sha256("\n".join(members).encode()).hexdigest()
                 weights = members[0] if len(members) == 1 else joined
                 return Chosen(name, weights, _trained(card, len(members)))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise UsageError(
                     f"is unreadable ({type(error).__name__})",
                     path=path,

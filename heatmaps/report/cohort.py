@@ -60,7 +60,7 @@ def _read(item: Path) -> Content:
     try:
         content: Content = json.loads((item / CONTENT).read_bytes())
         return content
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(item, f"{CONTENT} cannot be read") from error
 
 

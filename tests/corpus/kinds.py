@@ -85,6 +85,19 @@ RUNS: dict[str, tuple[str, ...]] = {
     "signals": ("test_signals.py::test_tile_encode_and_train_end_at_once",),
     "a worker that dies": ("tiling/workers/test_children.py::test_processes_killed_at_any_time",),
     "a slide that kills": ("tiling/workers/test_children.py::test_a_slide_that_takes_its_process_along",),
+    "a worker that a run has lost sight of": (
+        "tiling/workers/test_lost_sight.py::test_a_new_run_waits_for_it",
+        "tiling/workers/test_dask.py::test_a_run_after_one_whose_command_was_killed",
+    ),
+    "a machine that is not as the others": (
+        "tiling/workers/test_dask.py::test_a_worker_that_cannot_take_part",
+    ),
+    "a GPU that fails": (
+        "tiling/workers/test_children.py::test_a_process_whose_gpu_failed",
+        "mil/test_feed.py::test_a_device_that_fails",
+    ),
+    "a GPU without memory": ("mil/test_feed.py::test_where_memory_is_too_small",),
+    "a disk without room for files": ("test_faults.py::test_on_a_full_disk",),
     "a lost scheduler": ("tiling/workers/test_dask.py::test_a_lost_scheduler",),
     "another version": ("tiling/workers/test_worker.py::test_a_worker_of_other_versions",),
     "clocks": ("test_inputs_change.py::test_a_clock_that_goes_backwards",),

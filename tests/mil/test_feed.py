@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mil.device import Precision
 from mil.encoder import Encoder
 from mil.feed import Pace, encode_blocks, read_ahead
+from wsi.errors import DeviceLostError, MicrotomeError
 
 BLOCKS = [slice(0, 8), slice(8, 16), slice(16, 21)]
 TILES = np.random.default_rng(0).integers(0, 256, (21, 16, 16, 3), np.uint8)
@@ -196,3 +197,56 @@ class Sizes(torch.nn.Module):
 def test_no_pace_stands_still(wrong: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="fed"):
         Pace(*wrong)
+
+
+class Limited(torch.nn.Module):
+    """Has memory for so many tiles at once."""
+
+    def __init__(self, module: torch.nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most, self.tried = module, most, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.tried.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("most", "tried"), [(8, {8, 5}), (4, {8, 4, 1}), (3, {8, 4, 2, 1}), (1, {8, 4, 2, 1})]
+)
+def test_where_memory_is_too_small_for_a_batch_halves_of_it_are_encoded_from_then_on(
+    most: int, tried: set[int], small: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = Limited(small.module, most)
+    pace = Pace(8, readers=1, piece_tiles=3)
+    found = encode(dataclasses.replace(small, module=limited), TILES.__getitem__, pace)
+    expected = encode(small, TILES.__getitem__, pace)
+    assert [rows for rows, _ in found] == BLOCKS
+    for (_, ours), (_, theirs) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert set(limited.tried) == tried
+    assert sum(count > most for count in limited.tried) == len(caplog.records)  # each size is refused once
+    assert all("too small for" in record.getMessage() for record in caplog.records)
+
+
+def test_a_tile_that_does_not_fit_alone_is_an_error_that_names_the_encoder(small: Encoder) -> None:
+    limited = dataclasses.replace(small, module=Limited(small.module, 0))
+    with pytest.raises(MicrotomeError, match=f"too small for {small.name} and a single tile"):
+        encode(limited, TILES.__getitem__, Pace(8))
+
+
+def test_a_device_that_fails_is_an_error_of_its_own_kind_and_nobody_goes_on_reading(small: Encoder) -> None:
+    """Nothing works in that process any more: whoever has others must know."""
+
+    def fail(batches: int) -> None:
+        if batches == 2:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with ...")
+
+    with pytest.raises(
+        DeviceLostError, match=r"cpu failed \(CUDA error: unspecified launch failure\)"
+    ) as lost:
+        encode(watched(small, fail), TILES.__getitem__, Pace(4, readers=2))
+    assert lost.value.exit_code == 75
+    assert nobody_reads()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from tiling.blocks import Progress
-from tiling.workers.unit import Refused, Result, Unit
+from tiling.workers.unit import Died, Refused, Result, Unit
 from wsi.errors import MicrotomeError, UnfitError
 from wsi.messages import messages
 
@@ -100,6 +100,8 @@ def main(descriptor: int) -> None:
             with _Heartbeat(line, worker) as heart:
                 result = worker.do(unit, heart.progress, reached=heart.reached)
             line.send(result)
+            if isinstance(result, Died):  # nothing more can be done here
+                return
 
 
 def _go_to(started_in: Path) -> None:

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from tiling.workers.unit import Event, Progressed, Report, Unit, Work
+from tiling.workers.unit import Died, Event, Progressed, Report, Unit, Work
 from tiling.workers.worker import Worker
+from wsi.errors import DeviceLostError
 
 
 class Pool(Protocol):
@@ -69,6 +70,10 @@ class Here:
                 self._told(Progressed(unit, done, total))
 
             result = self._worker.do(unit, progress)
+            if isinstance(result, Died):  # and we with it: there is no other process
+                raise DeviceLostError(
+                    result.reason, action="Run the same command again: what is finished is kept"
+                )
             events.append(Report(unit, result, self._worker.name, time.monotonic() - start))
         return events
 

@@ -114,6 +114,9 @@ class Child:
                 else:
                     self._look()
                     events.append(self._report(message))
+                    if isinstance(message, Died):  # it said so itself
+                        self.stop()
+                        break
         except (EOFError, OSError) as error:
             if isinstance(error, MicrotomeError):
                 raise

@@ -19,8 +19,16 @@ from tiling.pipeline import Job, Step
 from tiling.store import TileStore
 from tiling.versions import versions
 from tiling.workers.announce import is_on
-from tiling.workers.unit import Divided, Done, Ended, HandedOver, Held, Refused, Result, Unit, Work
-from wsi.errors import MicrotomeError, NoTilesError, NoTissueError, OutputBusyError, OutputError, UnfitError
+from tiling.workers.unit import Died, Divided, Done, Ended, HandedOver, Held, Refused, Result, Unit, Work
+from wsi.errors import (
+    DeviceLostError,
+    MicrotomeError,
+    NoTilesError,
+    NoTissueError,
+    OutputBusyError,
+    OutputError,
+    UnfitError,
+)
 from wsi.messages import printable
 from wsi.slide import Slide
 from wsi.stopwatch import Stopwatch
@@ -75,6 +83,8 @@ class Worker:
             return Ended(status, printable(str(error)), 0, tuple(spent))
         except (OutputError, OutputBusyError) as error:
             return Refused(error)
+        except DeviceLostError as error:  # in a process of its own it is tried again
+            return Died(error.reason, by_itself=True)
         except MicrotomeError as error:
             self.let_go()  # OpenSlide's errors stick to its handle
             return Ended(Status.FAILED, printable(str(error)), error.exit_code, tuple(spent))

@@ -29,7 +29,7 @@ from tiling.workers.children import Children
 from tiling.workers.limits import Limits
 from tiling.workers.run import run_slides
 from tiling.workers.unit import Orders, Work
-from wsi.errors import MicrotomeError, UsageError
+from wsi.errors import DeviceLostError, MicrotomeError, UsageError
 from wsi.synthetic import write_slide
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -209,6 +209,30 @@ def test_processes_that_hang_at_their_start_are_stopped_and_told_of(
     with pytest.raises(MicrotomeError, match="hung at its start"):
         run(tmp_path, ["sound-1"], toy.HangsAtItsStart(tmp_path / "log"), limits=Limits(stall_seconds=1.0))
     assert toy.attempts(tmp_path / "log") == ["start"] * 3
+
+
+def test_a_process_whose_gpu_failed_is_replaced_and_its_slide_goes_on(tmp_path: Path) -> None:
+    names = [f"sound-{n}" for n in range(4)]
+    make = toy.LosesItsGpuOnce(tmp_path / "log")
+    found = run(tmp_path, names, make, workers=1)
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    count = Counter(toy.attempts(make.log))
+    assert set(count.values()) == {1}  # no finished part is made again
+    assert toy.results(Output(tmp_path / "out")) == undisturbed(tmp_path, names, toy.Toy(tmp_path / "log"))
+
+
+def test_a_slide_on_which_the_gpu_fails_again_and_again_fails_alone(tmp_path: Path) -> None:
+    found = run(tmp_path, ["sound-1", "lost-1", "sound-2"], toy.Toy(tmp_path / "log"), workers=1)
+    assert {name for name, one in found.items() if one.status is Status.DONE} == {"sound-1", "sound-2"}
+    assert "the GPU failed" in found["lost-1"].reason
+    assert Counter(toy.attempts(tmp_path / "log"))["lost-1.0"] == 2
+
+
+def test_in_the_commands_own_process_a_gpu_that_failed_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(DeviceLostError, match=r"the GPU failed.*again") as lost:
+        undisturbed(tmp_path, ["sound-1", "lost-1", "sound-2"], toy.Toy(tmp_path))
+    assert lost.value.exit_code == 75
+    assert toy.whole(Output(tmp_path / "undisturbed"), "sound-1")
 
 
 def test_where_no_process_can_be_started_now_one_is_started_later(

@@ -24,7 +24,7 @@ from tiling.qc import tile_steps
 from tiling.recipe import CutRecipe
 from tiling.store import TileStore
 from wsi.durable import write_file
-from wsi.errors import NoTissueError, SlideError, UnfitError, UsageError
+from wsi.errors import DeviceLostError, NoTissueError, SlideError, UnfitError, UsageError
 from wsi.slide import Slide
 
 
@@ -110,6 +110,19 @@ class Forks(Toy):
         (self.log.parent / "grandchild").write_text(str(grandchild))
         misbehave(job.store.slide_id)
         time.sleep(60)
+
+
+class LosesItsGpuOnce(Toy):
+    """Whose GPU fails one time; in the same process it would never work again."""
+
+    def _part(self, job: Job, draft: Draft, part: int) -> None:
+        path = self.log.parent / "lost-by"
+        if part == 2 and not path.exists():
+            path.write_text(str(os.getpid()))
+            raise DeviceLostError("cuda:0 failed (CUDA error: unspecified launch failure)")
+        if path.exists() and path.read_text() == str(os.getpid()):
+            raise AssertionError("this process has lost its GPU")
+        super()._part(job, draft, part)
 
 
 class HangsAtItsStart(Toy):
@@ -199,6 +212,8 @@ def misbehave(slide_id: str) -> None:
     elif kind == "hog":
         held = [bytearray(os.urandom(1 << 20) * 64) for _ in range(64)]
         time.sleep(3600 * len(held))
+    elif kind == "lost":
+        raise DeviceLostError("the GPU failed")
     elif kind == "damaged":
         raise SlideError("is damaged", path=slide_id, action="Copy it again")
     elif kind == "bug":
