@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -81,48 +83,77 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str | None, said:
     assert "slurm, pbs, lsf, sge" in str(refused.value)
 
 
-SBATCH = """\
+SUBMIT = """\
 #!/bin/sh
 # A queueing system of one machine: the job is a process group, and its number that of the group.
-for script in "$@"; do :; done
 copy=$(mktemp -p "{folder}")
-cp "$script" "$copy"
-grep '^#SBATCH' "$copy" >> "{folder}/asked"
-setsid sh "$copy" > /dev/null 2>&1 &
-echo "Submitted batch job $!"
+for script in "$@"; do :; done
+if [ -n "$script" ]; then cp "$script" "$copy"; else cat > "$copy"; fi
+grep '^{mark}' "$copy" >> "{folder}/asked"
+setsid sh "$copy" > /dev/null 2>&1 < /dev/null &
+echo "{said}"
 """
-SCANCEL = """\
+CANCEL = """\
 #!/bin/sh
-for job in "$@"; do kill -9 -- "-$job"; done
+echo "$@" >> "{folder}/cancelled"
+for job in "$@"; do kill -9 -- "-${job%%.*}"; done
 """
 
 
-def queueing_system(folder: Path) -> dict[str, str]:
-    """The environment of a machine with SLURM's commands."""
+@dataclass(frozen=True)
+class System:
+    """A queueing system, by its manual."""
+
+    submit: str
+    cancel: str
+    mark: str
+    """Of lines of the script that are meant for it, as grep takes it."""
+    said: str
+    """When a job was submitted."""
+
+
+SYSTEMS = {
+    "slurm": System("sbatch", "scancel", "#SBATCH", "Submitted batch job $!"),
+    "pbs": System("qsub", "qdel", "#PBS", "$!.server"),
+    "lsf": System("bsub", "bkill", "#BSUB", "Job <$!> is submitted to queue <slides>."),
+    "sge": System("qsub", "qdel", "#\\$", 'Your job $! (\\"dask-worker\\") has been submitted'),
+}
+
+
+def queueing_system(folder: Path, system: System) -> dict[str, str]:
+    """The environment of a machine with its commands."""
     folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
-        (folder / name).write_text(text.replace("{folder}", str(folder)))
+    known = {"folder": str(folder), "mark": system.mark, "said": system.said}
+    for name, text in ((system.submit, SUBMIT), (system.cancel, CANCEL)):
+        for key, value in known.items():
+            text = text.replace(f"{{{key}}}", value)  # noqa: PLW2901 - to the end
+        (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
-def test_jobs_of_a_queueing_system_do_a_command_and_end_with_it(slides: Path, tmp_path: Path) -> None:
-    path, commands = tmp_path / "cluster.toml", tmp_path / "commands"
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_jobs_of_a_queueing_system_do_a_command_and_end_with_it(
+    slides: Path, tmp_path: Path, kind: str
+) -> None:
+    """Of each a stand-in that takes and gives what its manual says."""
+    path, commands, jobs = tmp_path / "cluster.toml", tmp_path / "commands", 2 if kind == "slurm" else 1
     path.write_text(
-        'kind = "slurm"\njobs = 2\n[options]\ncores = 1\nprocesses = 1\nmemory = "2GB"\n'
-        'walltime = "12:00:00"\nqueue = "slides"\ninterface = "lo"\n'
+        f'kind = "{kind}"\njobs = {jobs}\n[options]\ncores = 1\nprocesses = 1\nmemory = "2GB"\n'
+        'walltime = "12:00"\nqueue = "slides"\ninterface = "lo"\n'
         'worker_extra_args = ["--lifetime", "11h", "--lifetime-stagger", "10m"]\n'
     )
     before = {p.pid for p in psutil.process_iter()}
-    asked = words(slides, tmp_path / "out", "--cluster", str(path), "--json")
-    done = microtome(*asked, **queueing_system(commands))
+    asked = words(slides / "s1.svs", tmp_path / "out", "--cluster", str(path), "--json")
+    done = microtome(*asked, **queueing_system(commands, SYSTEMS[kind]))
     assert done.returncode == 0, done.stderr
     assert "dashboard http" in done.stderr
     assert {json.loads(line)["status"] for line in done.stdout.splitlines()} == {"done"}
-    assert cli.main(words(slides, tmp_path / "here")) == 0
+    assert cli.main(words(slides / "s1.svs", tmp_path / "here")) == 0
     assert tree(tmp_path / "out" / "slides") == tree(tmp_path / "here" / "slides")
     submitted = (commands / "asked").read_text()
-    assert submitted.count("#SBATCH -t 12:00:00") == submitted.count("#SBATCH -p slides") == 2
+    assert submitted.count("12:00") == len(re.findall(r"-[pq] slides", submitted)) == jobs
+    assert len((commands / "cancelled").read_text().split()) == jobs
     left = [p for p in psutil.process_iter() if p.pid not in before and _is_dask(p)]
     _, alive = psutil.wait_procs(left, timeout=15)
     assert not alive
