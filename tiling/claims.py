@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -15,6 +16,8 @@ from wsi.durable import output_errors
 from wsi.errors import OutputBusyError
 
 _LOOK_SECONDS = 0.1
+_GONE = {errno.ENOENT, errno.ESTALE}
+"""What is said of a file that somebody deleted; a file server says the second, even of one that is open."""
 
 
 @contextlib.contextmanager
@@ -79,11 +82,10 @@ def _take(path: Path, *, shared: bool) -> BinaryIO | None:
         except BlockingIOError:
             stream.close()
             return None
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            stream.close()
-            raise
+        except OSError as error:
+            if error.errno not in _GONE:
+                stream.close()
+                raise
         stream.close()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -90,6 +92,20 @@ def test_many_threads_that_want_it_have_it_one_after_the_other(tmp_path: Path) -
     assert most == [1]
     assert times == [32]
     assert not path.exists()
+
+
+def test_a_file_server_may_call_a_deleted_file_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, times = fcntl.flock, [0]
+
+    def stale(*words: object) -> None:
+        times[0] += 1
+        if times[0] < 3:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        lock(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", stale)
+    with claimed(tmp_path / "x.claim", of=tmp_path):
+        assert times[0] >= 3
 
 
 def test_an_error_inside_gives_it_back(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 from tiling.commit import remove
@@ -29,7 +30,12 @@ def announced(output: Output, run: str) -> Iterator[None]:
 
 def is_on(output: Output, run: str) -> bool:
     """Whether the run goes on, as far as this machine sees; an OSError says that it cannot tell."""
-    try:
-        return (output.work / _RUN).read_bytes() == run.encode()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    for more_tries in (2, 1, 0):
+        try:
+            return (output.work / _RUN).read_bytes() == run.encode()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:  # of a file that was replaced, a file server may say that it is stale
+            if error.errno != errno.ESTALE or not more_tries:
+                raise
+    raise AssertionError("it was returned or raised")

@@ -20,6 +20,7 @@ from tiling.store import TileStore
 from tiling.versions import versions
 from tiling.workers.announce import is_on
 from tiling.workers.unit import Died, Divided, Done, Ended, HandedOver, Held, Refused, Result, Unit, Work
+from wsi.durable import output_errors
 from wsi.errors import (
     DeviceLostError,
     MicrotomeError,
@@ -121,7 +122,9 @@ class Worker:
                 stack.enter_context(claim)
             except OutputBusyError as error:
                 return Held(error.reason)
-            if not is_on(self.output, self.work.run):  # nobody waits for this any more, and others may begin
+            with output_errors(self.output.root):
+                goes_on = is_on(self.output, self.work.run)
+            if not goes_on:  # nobody waits for this any more, and others may begin
                 return Refused(OutputBusyError("the run is over", path=self.output.root))
             return self._do(unit, progress, reached, spent)
 

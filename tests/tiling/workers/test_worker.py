@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tiling.output import Output
 from tiling.versions import versions
 from tiling.workers.announce import announced
 from tiling.workers.limits import Limits, fair_share, machine_memory
-from tiling.workers.unit import Orders, Unit, Work
+from tiling.workers.unit import Done, Orders, Refused, Unit, Work
 from tiling.workers.worker import Worker
 from wsi.errors import UsageError
 
@@ -84,3 +85,22 @@ def test_a_fair_share_leaves_something_for_the_others() -> None:
     assert 2 * fair_share(2) <= total
     assert fair_share(10**9) == 1 << 30
     assert Limits().memory_bytes is None
+
+
+def test_a_stale_name_of_the_run_is_read_again_and_what_cannot_be_read_is_no_slides_fault(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, unit = Worker(work), Unit(SlideEntry("sound-1", tmp_path / "sound-1"))
+    read, codes = Path.read_bytes, [errno.ESTALE, errno.ESTALE]
+
+    def fails(path: Path) -> bytes:
+        if path.name == "run" and codes:
+            raise OSError(codes.pop(), "of a file server")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    assert isinstance(worker.do(unit, lambda done, total: None), Done)
+    codes[:] = [errno.EIO]
+    result = worker.do(unit, lambda done, total: None)
+    assert isinstance(result, Refused)
+    assert result.error.exit_code == 74
