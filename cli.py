@@ -35,7 +35,7 @@ from tiling.commands import Commands, add_checks, add_output, add_overwrite, add
 from tiling.doctor.arguments import add_doctor
 from tiling.workers.arguments import add_crew, asking, crew, threads
 from wsi.arguments import add_method, add_resolution, add_slides, tissue_method
-from wsi.errors import MicrotomeError, SlideError, UsageError
+from wsi.errors import MicrotomeError, UsageError
 from wsi.messages import messages, on_a_terminal
 from wsi.stopping import stop_code, stoppable
 
@@ -86,11 +86,9 @@ def info(arguments: Arguments) -> int:
     reporter, code = _reporter(arguments), 0
     entries = list_entries(arguments.slides)
     for _, answer in asking()(entries, partial(describe_file, **how), debug=arguments.debug):
-        if isinstance(answer, SlideError):
+        if isinstance(answer, MicrotomeError):
             _complain(str(answer))
-            code = 1
-        elif isinstance(answer, MicrotomeError):
-            raise answer
+            code = max(code, answer.exit_code)
         else:
             reporter.facts(answer)
     return code

@@ -216,7 +216,7 @@ def draw_step(
     def make(job: Job) -> object:
         return draw_heatmap(job.store, model, settings=settings, qupath=qupath, weights_sha256=weights_sha256)
 
-    return Step(f"heatmaps/{model}", make)
+    return Step(f"heatmaps/{model}", make, reads_slide=False)
 
 
 def draw_steps(model: str, **options: Any) -> list[Step]:

@@ -124,6 +124,7 @@ class FeatureDraft:
     def publish(self, *, batch_size: int | None) -> Commit:
         """Commit them, when none is missing."""
         size = batch_size or best_batch_size(self.encoder.device)
+        size = min(size, self.encoder.room.most or size)
         record = {"tiles": len(self.store), "batch_size": size, "compiled": self.encoder.compiled}
         return self.draft.publish(record | {"versions": versions("torch", "timm")})
 

@@ -154,6 +154,14 @@ class EncoderRow:
     """Where it comes from; None for networks that timm itself describes."""
 
 
+@dataclass(slots=True)
+class Room:
+    """How many tiles a device has memory for at once: found by trying, and known to its encoder."""
+
+    most: int | None = None
+    """None: as many as were asked for, so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """A network with its weights, ready to encode: in eval mode, without gradients."""
@@ -168,6 +176,8 @@ class Encoder:
     """Where the module is."""
     compiled: bool = False
     """Whether torch's compiler made the module; see `mil.networks.compiled`."""
+    room: Room = field(default_factory=Room, compare=False)
+    """What is known of the device's memory."""
 
     @property
     def name(self) -> str:

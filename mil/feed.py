@@ -178,12 +178,11 @@ class _Network:
     """An encoder that is given less at once when that was too much for its device's memory."""
 
     def __init__(self, encoder: Encoder, precision: Precision) -> None:
-        self._encoder, self._precision = encoder, precision
-        self._most: int | None = None
+        self._encoder, self._precision, self._room = encoder, precision, encoder.room
 
     def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> Tensor:
         """``(b, dim)`` float32 on the encoder's device, where it may still be at work."""
-        if self._most is None:
+        if self._room.most is None:
             whole = self._tried(pieces)
             if whole is not None:
                 return whole
@@ -191,9 +190,9 @@ class _Network:
         tiles = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         parts, done = [], 0
         while done < len(tiles):
-            part = self._tried([tiles[done : done + (self._most or 1)]])
+            part = self._tried([tiles[done : done + (self._room.most or 1)]])
             if part is None:
-                self._halve(min(self._most or 1, len(tiles) - done))
+                self._halve(min(self._room.most or 1, len(tiles) - done))
             else:
                 parts.append(part)
                 done += len(part)
@@ -213,11 +212,11 @@ class _Network:
                 f"the memory of {where} is too small for {self._encoder.name} and a single tile",
                 action="Stop what else is using it, or encode with --device cpu",
             )
-        self._most = count // 2
+        self._room.most = count // 2
         if where.type == "cuda":
             torch.cuda.empty_cache()
         _log.warning(
-            "the memory of %s is too small for %d tiles at once: %d are taken", where, count, self._most
+            "the memory of %s is too small for %d tiles at once: %d are taken", where, count, count // 2
         )
 
 

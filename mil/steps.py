@@ -142,4 +142,8 @@ def predict_steps(folder: Path) -> list[Step]:
 
 def predict_step(model: Model, ensemble: Ensemble) -> Step:
     """Score a slide and its tiles."""
-    return Step(f"scores/{model.name}", lambda job: predict_slide(job.store, model, ensemble))
+
+    def make(job: Job) -> object:
+        return predict_slide(job.store, model, ensemble)
+
+    return Step(f"scores/{model.name}", make, reads_slide=False)

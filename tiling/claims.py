@@ -76,31 +76,35 @@ def _take(path: Path, *, shared: bool) -> BinaryIO | None:
         stream = path.open("a+b")
         try:
             _lock(stream, shared=shared)
-            # Between our opening and our locking it, somebody may have ended and deleted it.
-            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            # Between our opening and our locking it, somebody may have ended and deleted it. A file server's
+            # client may still believe in the name, but not in its number of links.
+            ours = os.fstat(stream.fileno())
+            if ours.st_nlink > 0 and os.path.samestat(ours, path.stat()):
                 return stream
         except BlockingIOError:
             stream.close()
             return None
-        except OSError as error:
-            if error.errno not in _GONE:
+        except BaseException as error:
+            if not isinstance(error, OSError) or error.errno not in _GONE:
                 stream.close()
                 raise
         stream.close()
 
 
 def _lock(stream: BinaryIO, *, shared: bool) -> None:
-    """Lock it; whoever is first leaves a word on who it is."""
+    """Lock it, and leave a word on who we are; those who share it stand there one after the other."""
+    word = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        stream.flush()
     except BlockingIOError:
         if not shared:
             raise
+        word = f", {word}"
     if shared:
         fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    stream.write(word.encode())
+    stream.flush()
 
 
 def _holder(path: Path) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tiling.commit import Commit
 from tiling.store import TileStore
 from wsi.errors import DamagedError
 
@@ -26,15 +27,20 @@ def ensure(store: TileStore, item: str, make: Callable[[], object]) -> bool:
     DamagedError
         An item that this one is computed from is damaged.
     """
-    try:
-        before = store.find(item)
-    except DamagedError as error:
-        _set_aside(store, store.path(item), error)
-        before = None
+    before = find_whole(store, item)
     with setting_aside(store):
         make()
     after = store.find(item)
     return before is None or after is None or before.digest != after.digest
+
+
+def find_whole(store: TileStore, item: str) -> Commit | None:
+    """The item's commit; a damaged item is set aside, and is then none."""
+    try:
+        return store.find(item)
+    except DamagedError as error:
+        _set_aside(store, store.path(item), error)
+        return None
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ from wsi.durable import make_folder, output_errors
 from wsi.errors import DamagedError, OutputBusyError, OutputError, UsageError
 
 ZARR_FOLDER = "store.zarr"
+RUN = "run"
+"""File of the work folder that names the run that goes on; see `tiling.workers.announce`."""
 GROUP = canonical({"attributes": {}, "zarr_format": 3, "node_type": "group"})
 """Content of the metadata file of a Zarr group."""
 LONGEST_ID = 150
@@ -79,8 +81,16 @@ class Output:
         return (item for item in _item_folders(self.root / "slides") if (item / COMMIT_FILE).exists())
 
     def is_item(self, folder: Path) -> bool:
-        """Whether this is where an item lies, whatever is in it."""
-        return folder in set(_item_folders(self.root / "slides"))
+        """Whether this is where an item of a slide lies, whatever is in it."""
+        slides = self.root / "slides"
+        if not (folder.is_relative_to(slides) and folder.is_dir()):
+            return False
+        match folder.relative_to(slides).parts[1:]:
+            case ["tissue" | "qc"] | ["heatmaps" | "reports", _]:
+                return True
+            case [store, *rest] if store == ZARR_FOLDER:
+                return rest == ["tiles"] or (len(rest) == 2 and rest[0] in {"features", "scores"})
+        return False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -100,6 +110,7 @@ class Output:
             stream = (self.root / ".lock").open("a+b")
         with stream:
             self._take(stream)
+            remove(self.work / RUN)  # of a run that is no more: whoever still works for it ends now
             yield
 
     def claim(
@@ -145,7 +156,7 @@ class Output:
         number = 1
         while (target := quarantine / f"{name}.{number}").exists():
             number += 1
-        with output_errors(self.root):
+        with output_errors(self.root), contextlib.suppress(FileNotFoundError):  # somebody else did
             item.rename(target)
         return target
 

@@ -72,6 +72,8 @@ class Step:
     """How its work can be shared, if it can."""
     wants_gpu: bool = False
     """Whether it is for a worker that has a GPU, where there is one."""
+    reads_slide: bool = True
+    """Whether a decoder of slides is at work, which may hang: it has to give signs of life."""
     prepare: Callable[[], object] = nothing_to_prepare
     """Loads what it needs, and refuses what is wrong with it: once in each process that does this step."""
 

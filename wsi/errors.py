@@ -14,6 +14,7 @@
     ├── OutputError (OSError)          output not writable, or disk full      exit 74
     ├── OutputBusyError (OSError)      another run holds the output           exit 75
     ├── DeviceLostError                a GPU failed: its process is of no use  exit 75
+    ├── UnexpectedError                a fault of ours                        exit 70
     └── SchedulerLostError             the cluster's scheduler is gone        exit 75
 
 Each is one sentence on what is wrong, where, and one on what to do.
@@ -101,6 +102,12 @@ class DeviceLostError(MicrotomeError):
     """A GPU failed, and nothing can be computed on it in the same process any more."""
 
     exit_code = 75
+
+
+class UnexpectedError(MicrotomeError):
+    """A fault of this program, told by the slide that showed it."""
+
+    exit_code = 70
 
 
 class SchedulerLostError(MicrotomeError):

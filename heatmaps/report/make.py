@@ -18,7 +18,7 @@ from heatmaps.report.pictures import Overview, draw_channel, draw_overview, draw
 from heatmaps.report.shown import choose_tiles, rows_of
 from heatmaps.report.spent import RunLogs
 from tiling.commit import Commit, canonical
-from tiling.pipeline import Step
+from tiling.pipeline import Job, Step
 from tiling.store import TileStore
 from tiling.tiles import read_on_the_fly
 from tiling.versions import versions
@@ -103,7 +103,11 @@ def report_slide(
 
 def report_step(chosen: Chosen | None, logs: RunLogs, *, open_slide: OpenSlide | None = None) -> Step:
     """Report a slide."""
-    return Step(report_item(chosen), lambda job: report_slide(job.store, chosen, logs, open_slide=open_slide))
+
+    def make(job: Job) -> object:
+        return report_slide(job.store, chosen, logs, open_slide=open_slide)
+
+    return Step(report_item(chosen), make, reads_slide=open_slide is not None)
 
 
 def _willing(store: TileStore, there: Commit | None, recipe: Mapping[str, Any]) -> TileStore:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mil.device import Precision
-from mil.encoder import Encoder
+from mil.encoder import Encoder, Room
 from mil.feed import Pace, encode_blocks, read_ahead
 from wsi.errors import DeviceLostError, MicrotomeError
 
@@ -221,7 +221,8 @@ def test_where_memory_is_too_small_for_a_batch_halves_of_it_are_encoded_from_the
 ) -> None:
     limited = Limited(small.module, most)
     pace = Pace(8, readers=1, piece_tiles=3)
-    found = encode(dataclasses.replace(small, module=limited), TILES.__getitem__, pace)
+    encoder = dataclasses.replace(small, module=limited, room=Room())
+    found = encode(encoder, TILES.__getitem__, pace)
     expected = encode(small, TILES.__getitem__, pace)
     assert [rows for rows, _ in found] == BLOCKS
     for (_, ours), (_, theirs) in zip(found, expected, strict=True):
@@ -229,10 +230,14 @@ def test_where_memory_is_too_small_for_a_batch_halves_of_it_are_encoded_from_the
     assert set(limited.tried) == tried
     assert sum(count > most for count in limited.tried) == len(caplog.records)  # each size is refused once
     assert all("too small for" in record.getMessage() for record in caplog.records)
+    refused = len(caplog.records)
+    encode(encoder, TILES.__getitem__, pace)  # of the next slide
+    assert len(caplog.records) == refused
+    assert sum(count > most for count in limited.tried) == refused
 
 
 def test_a_tile_that_does_not_fit_alone_is_an_error_that_names_the_encoder(small: Encoder) -> None:
-    limited = dataclasses.replace(small, module=Limited(small.module, 0))
+    limited = dataclasses.replace(small, module=Limited(small.module, 0), room=Room())
     with pytest.raises(MicrotomeError, match=f"too small for {small.name} and a single tile"):
         encode(limited, TILES.__getitem__, Pace(8))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tiling.commit import alone, begin
-from tiling.output import GROUP, Output, check_slide_id, verify_items
+from tiling.output import GROUP, ZARR_FOLDER, Output, check_slide_id, verify_items
 from wsi.errors import OutputBusyError, OutputError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +150,31 @@ def test_what_other_programs_leave_behind_hides_nothing_and_is_left_alone(tmp_pa
 def test_nothing_to_verify_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no results"):
         list(verify_items(Output(tmp_path / "nowhere")))
+
+
+def test_an_item_is_known_by_its_place_wherever_one_is_found(tmp_path: Path) -> None:
+    """One look at one path says what a walk over the whole output would."""
+    output = Output(tmp_path)
+    for name in ("a/tissue", "a/qc", "b/heatmaps/m", "b/reports/m"):
+        publish(output, name)
+    for inside in ("tiles", "features/e", "scores/m"):
+        publish(output, f"a/{ZARR_FOLDER}/{inside}")
+    (tmp_path / "slides" / "a" / ZARR_FOLDER / "features" / "e" / "c").mkdir()
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    walked = set(output.items())
+    assert len(walked) == 7
+    everything = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert {path for path in everything if output.is_item(path)} == walked
+    assert not output.is_item(tmp_path / "slides" / "a" / "heatmaps" / "gone")
+    assert not output.is_item(tmp_path.parent)
+
+
+def test_what_another_process_has_set_aside_is_gone_and_no_error(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    item = publish(output, "a/tissue")
+    output.set_aside(item)
+    output.set_aside(item)
+    assert [path.name for path in (tmp_path / "quarantine").iterdir()] == ["a-tissue.1"]
 
 
 def test_a_damaged_item_set_aside_twice_is_kept_twice(tmp_path: Path) -> None:

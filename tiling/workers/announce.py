@@ -7,17 +7,15 @@ import errno
 from collections.abc import Iterator
 
 from tiling.commit import remove
-from tiling.output import Output
+from tiling.output import RUN, Output
 from wsi.durable import write_file
 from wsi.errors import OutputError
-
-_RUN = "run"
 
 
 @contextlib.contextmanager
 def announced(output: Output, run: str) -> Iterator[None]:
     """Leave the run's name where its workers look for it. The caller holds the output's lock."""
-    path = output.work / _RUN
+    path = output.work / RUN
     write_file(path, run.encode())
     try:
         yield
@@ -32,7 +30,7 @@ def is_on(output: Output, run: str) -> bool:
     """Whether the run goes on, as far as this machine sees; an OSError says that it cannot tell."""
     for more_tries in (2, 1, 0):
         try:
-            return (output.work / _RUN).read_bytes() == run.encode()
+            return (output.work / RUN).read_bytes() == run.encode()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:  # of a file that was replaced, a file server may say that it is stale

@@ -12,10 +12,11 @@ from typing import Generic, Protocol, TypeVar
 
 from tiling.blocks import Progress
 from tiling.manifest import SlideEntry
+from tiling.workers.children import cannot_start
 from tiling.workers.limits import Limits, fair_share
 from tiling.workers.supervisor import Child
 from tiling.workers.unit import Answer, Died, Report, Result, Unit
-from wsi.errors import MicrotomeError, SlideError
+from wsi.errors import MicrotomeError, SlideError, UnexpectedError
 
 T = TypeVar("T")
 Question = Callable[[SlideEntry], T]
@@ -93,15 +94,17 @@ def ask_each(
     try:
         for slide in slides:
             for attempt in (1, 2):  # what killed it may be what slides before had left, or somebody else
-                if child is None or child.gone:
-                    child = Child(inquiry, limits=allowed)
+                try:
+                    child = Child(inquiry, limits=allowed) if child is None or child.gone else child
+                except OSError as error:
+                    yield slide, MicrotomeError(cannot_start(error).reason, path=slide.path)
+                    break
                 result = _result(child, Unit(slide))
                 if isinstance(result, Answer):
                     yield slide, result.value
                     break
                 if result.hopeless or attempt == 2:
-                    error = SlideError(result.reason, path=slide.path, action="Look at this one alone")
-                    yield slide, error
+                    yield slide, SlideError(result.reason, path=slide.path, action="Look at this one alone")
                     break
     finally:
         if child:
@@ -125,7 +128,7 @@ def _answer(question: Question[T], slide: SlideEntry, *, debug: bool) -> T | Mic
         if debug:
             _log.exception("%s", slide.slide_id)
         said = f"unexpected {type(error).__name__}: {error}"
-        return MicrotomeError(said, path=slide.path, action="Run it with --debug and report it")
+        return UnexpectedError(said, path=slide.path, action="Run it with --debug and report it")
 
 
 def _result(child: Child, unit: Unit) -> Answer | Died:

@@ -7,6 +7,7 @@ pickles; whatever libraries print goes to standard error.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import queue
@@ -23,8 +24,9 @@ from typing import Any, NoReturn, Protocol
 from tiling.blocks import Progress
 from tiling.workers.unit import Died, Refused, Result, Unit
 from wsi.errors import MicrotomeError, UnfitError
-from wsi.messages import messages
+from wsi.messages import messages, printable
 
+_log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 0.25
 RUN_SECONDS = 2.0
 """How often a child looks whether its run goes on."""
@@ -89,6 +91,12 @@ def main(descriptor: int) -> None:
             worker = job.hire()
         except MicrotomeError as error:
             line.send(Refused(error))
+            return
+        except Exception as error:  # such as a GPU without memory for the network
+            if job.debug:
+                _log.exception("at the start")
+            said = f"a worker process cannot begin: {type(error).__name__}: {error}"
+            line.send(Refused(MicrotomeError(printable(said), action="Run it with --debug to see more")))
             return
         threading.Thread(target=_end_with_run, args=[job], daemon=True).start()
         line.send(worker.name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-from tiling.workers.limits import Limits, fair_share
+from tiling.workers.limits import GPU_SHARES, Limits, fair_share
 from tiling.workers.supervisor import Child
 from tiling.workers.unit import Died, Event, Report, Unit, Work
 
@@ -53,9 +53,12 @@ class Children:
         self, work: Work, *, workers: int, limits: Limits, gpus: Sequence[Mapping[str, str]] = ()
     ) -> None:
         self._work = work
-        share = fair_share(workers + len(gpus))
+        share = fair_share(workers + GPU_SHARES * len(gpus))
         self._limits = limits if limits.memory_bytes else replace(limits, memory_bytes=share)
+        more = GPU_SHARES * share
+        self._gpu_limits = limits if limits.memory_bytes else replace(limits, memory_bytes=more)
         self._unborn: list[Event] = []
+        self._put_off: list[Unit] = []
         hidden = NO_GPU if gpus else {}
         self._places = [_Place(hidden, False, work.orders.threads) for _ in range(workers)]
         for gpu in gpus:
@@ -69,16 +72,20 @@ class Children:
 
     def room(self, *, on_gpu: bool | None) -> int:
         """Processes that have nothing to do."""
-        return sum(place.is_free() and place.has_gpu == bool(on_gpu) for place in self._places)
+        free = sum(place.is_free() and place.has_gpu == bool(on_gpu) for place in self._places)
+        return free - sum(bool(unit.on_gpu) == bool(on_gpu) for unit in self._put_off)
 
     def give(self, unit: Unit) -> None:
         """To a process that has nothing to do: to one that has its slide open, if there is one."""
-        free = [place for place in self._places if place.is_free() and place.has_gpu == bool(unit.on_gpu)]
-        place = min(free, key=lambda place: _strangeness(place.child, unit))
+        kind = [place for place in self._places if place.has_gpu == bool(unit.on_gpu)]
+        place = min((one for one in kind if one.is_free()), key=lambda one: _strangeness(one.child, unit))
         try:
             child = place.child or self._start(place)
-        except OSError as error:  # no memory, or too many processes: there may be room a moment later
-            self._unborn.append(Report(unit, cannot_start(error)))
+        except OSError as error:  # no memory, or too many processes
+            if any(one.child for one in kind):  # then it is done when one of them has ended its unit
+                self._put_off.append(unit)
+            else:
+                self._unborn.append(Report(unit, cannot_start(error)))
         else:
             child.give(unit)
 
@@ -86,7 +93,8 @@ class Children:
         orders = replace(self._work.orders, threads=place.threads)
         kind = place.has_gpu if self.width(on_gpu=True) else None
         work = pickle.dumps(replace(self._work, orders=orders, on_gpu=kind))
-        place.child = Child(work, limits=self._limits, threads=place.threads, environment=place.environment)
+        limits = self._gpu_limits if place.has_gpu else self._limits
+        place.child = Child(work, limits=limits, threads=place.threads, environment=place.environment)
         return place.child
 
     def wait(self) -> list[Event]:
@@ -102,6 +110,9 @@ class Children:
                 events.append(stopped)
             if place.child and place.child.gone:
                 place.child = None
+        put_off, self._put_off = self._put_off, []
+        for unit in put_off:
+            self.give(unit)
         return events
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from distributed import Client, KilledWorker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
 
 from tiling.workers.children import NO_GPU, cannot_start
-from tiling.workers.limits import Limits, fair_share
+from tiling.workers.limits import GPU_SHARES, Limits, fair_share
 from tiling.workers.supervisor import Child
 from tiling.workers.unit import Died, Event, Report, Unfit, Unit, Work
 from wsi.errors import MicrotomeError, SchedulerLostError, UnfitError, UsageError
@@ -38,6 +38,9 @@ _AHEAD = 2
 _LOOK_SECONDS = 0.25
 _LOST_SECONDS = 20.0
 _SAY_SECONDS = 300.0
+_CLOSE_SECONDS = 5.0
+_MOST_UNBORN = 3
+"""Processes of a worker that may die, one after the other, before they begin with anything."""
 _FIT_SECONDS = 60.0
 """How long a run goes on where no worker that is there can take part: the first of many may be wrong."""
 
@@ -49,7 +52,8 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
     """
 
     def __init__(self, name: str, work: Work, limits: Limits) -> None:
-        self.name, self._limits, self._threads = name, limits, work.orders.threads
+        self.name, self._limits, self._gpu_limits = name, limits, limits
+        self._threads = work.orders.threads
         # Pickled here: the worker itself imports nothing of what its processes do.
         self._work = {kind: pickle.dumps(replace(work, on_gpu=kind)) for kind in (None, False, True)}
 
@@ -57,13 +61,16 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
         """On the worker, when it joins."""
         if self._limits.memory_bytes is None:
             allowed = worker.memory_manager.memory_limit
-            most = worker.state.nthreads + int(worker.state.total_resources.get(GPU, 0))
-            share = allowed // most if allowed else fair_share(most)
-            self._limits = replace(self._limits, memory_bytes=int(share))
+            gpus = int(worker.state.total_resources.get(GPU, 0))
+            most = worker.state.nthreads + GPU_SHARES * gpus
+            share = int(allowed // most if allowed else fair_share(most))
+            self._limits = replace(self._limits, memory_bytes=share)
+            self._gpu_limits = replace(self._limits, memory_bytes=GPU_SHARES * share)
         self._lock = threading.Lock()
         self._idle: dict[bool | None, list[Child]] = {None: [], False: [], True: []}  # by `Work.on_gpu`
         self._all: list[Child] = []
         self._over = threading.Event()
+        self._unborn = 0
 
     def teardown(self, worker: Worker) -> None:
         """On the worker, when the run has ended, in whatever way."""
@@ -95,8 +102,12 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
                 return child
 
     def _start(self, on_gpu: bool | None) -> Child:
-        environment = NO_GPU if on_gpu is False else {}
-        child = Child(self._work[on_gpu], limits=self._limits, threads=self._threads, environment=environment)
+        child = Child(
+            self._work[on_gpu],
+            limits=self._gpu_limits if on_gpu else self._limits,
+            threads=self._threads,
+            environment=NO_GPU if on_gpu is False else {},
+        )
         with self._lock:
             self._all = [*(one for one in self._all if not one.gone), child]
             late = self._over.is_set()
@@ -105,7 +116,20 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
         return child
 
     def do(self, unit: Unit) -> Report:
-        """Have a unit done, and wait for it."""
+        """Have a unit done, and wait for it; `Unfit` where processes do not even begin here."""
+        while True:
+            report = self._try(unit)
+            died = report.result
+            if not isinstance(died, Died) or died.began:
+                self._unborn = 0
+                return report
+            time.sleep(_LOOK_SECONDS)
+            self._unborn += 1
+            if self._unborn >= _MOST_UNBORN:
+                said = f"processes on {socket.gethostname()} end before they begin ({died.reason})"
+                return Report(unit, Unfit(UnfitError(said, action="See what is wrong with that machine")))
+
+    def _try(self, unit: Unit) -> Report:
         given_up = Report(unit, Died("the run was given up", by_itself=False))
         if self._over.is_set():
             return given_up
@@ -156,6 +180,23 @@ def _send(client: Client, crew: Crew) -> None:
         ) from error
 
 
+def within(seconds: float, act: Callable[[], object]) -> None:
+    """Do it, but wait no longer than that for its end; what it raises until then is raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+
+
 def _is_there() -> bool:
     return True
 
@@ -182,23 +223,24 @@ class DaskPool:
         self._crew = f"microtome-{work.run}"
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._units: dict[Future, Unit] = {}
+        self._tied: dict[Future, frozenset[str]] = {}
         self._numbers = itertools.count()
         self._workers: Mapping[str, Mapping[str, Any]] = {}
         self._looked = -1e9
         self._unfit: dict[str, MicrotomeError] = {}
-        self._fit_until = 0.0
+        self._fit_until = {False: 0.0, True: 0.0}
         self._closing = contextlib.ExitStack()
         self._lost = False
         self._say_again = time.monotonic() + _LOST_SECONDS
         with self._reaching():
-            _send(client, Crew(self._crew, work, limits))
+            # A worker that does not answer gets it when it does; the others have it.
+            within(_LOST_SECONDS, lambda: _send(client, Crew(self._crew, work, limits)))
 
     def width(self, *, on_gpu: bool) -> int:
         """Threads of all workers that can take part, or the GPUs that they declare."""
         self._look()
-        if on_gpu:
-            return sum(int(worker["resources"].get(GPU, 0)) for worker in self._fit().values())
-        return sum(int(worker["nthreads"]) for worker in self._fit().values())
+        fit = self._fit(on_gpu=on_gpu).values()
+        return sum(int(worker["resources"][GPU] if on_gpu else worker["nthreads"]) for worker in fit)
 
     def room(self, *, on_gpu: bool | None) -> int:
         """Units that the workers can take, and a few to wait for them."""
@@ -209,6 +251,8 @@ class DaskPool:
 
     def give(self, unit: Unit) -> None:
         """Submit it: parts of slides that are begun before other slides."""
+        # Where some are left out, to those that are not; where all are, to any: they may have got over it.
+        tied = frozenset(self._fit(on_gpu=bool(unit.on_gpu)) if self._unfit else ())
         with self._reaching():
             future = self._client.submit(
                 do_unit,
@@ -219,10 +263,9 @@ class DaskPool:
                 retries=0,
                 priority=0 if unit.part is None and unit.step == 0 else 1,
                 resources={GPU: 1} if unit.on_gpu else None,
-                workers=list(self._fit()) if self._unfit else None,
-                allow_other_workers=bool(self._unfit),  # those that come later, too
+                workers=sorted(tied) or None,
             )
-        self._units[future] = unit
+        self._units[future], self._tied[future] = unit, tied
         future.add_done_callback(self._ended.put)
 
     def wait(self) -> list[Event]:
@@ -234,23 +277,27 @@ class DaskPool:
             for kind in {bool(unit.on_gpu) for unit in self._units.values()}:
                 self._say_if_missing(kind, self.width(on_gpu=kind))
             return []
-        unit = self._units.pop(future)
+        unit = self._units.pop(future, None)
+        self._tied.pop(future, None)
+        if unit is None:  # it was given to others
+            return []
         with self._reaching():
             address, report = self._report(future, unit)
             future.release()
         if isinstance(report.result, Unfit):
-            self._leave_out(address, report.worker, report.result.error)
+            self._leave_out(address, report, report.result.error)
             self.give(unit)
             return []
+        self._unfit.pop(address, None)  # it has got over it
         return [report]
 
     def close(self) -> None:
         """Give up what runs, and end the workers' processes."""
         if not self._lost:  # else each of these would wait for a scheduler to come back
             with contextlib.suppress(Exception):  # whatever the state of the cluster is
-                self._client.cancel(list(self._units))
-            with contextlib.suppress(Exception):
-                self._client.unregister_worker_plugin(self._crew)
+                within(_CLOSE_SECONDS, lambda: self._client.cancel(list(self._units)))
+            with contextlib.suppress(Exception):  # who does not hear of it, sees that the run is over
+                within(_CLOSE_SECONDS, lambda: self._client.unregister_worker_plugin(self._crew))
         self._closing.close()
 
     def closing(self, stack: contextlib.ExitStack) -> None:
@@ -271,22 +318,28 @@ class DaskPool:
             action="Install the same version of Microtome where they run",
         )
 
-    def _leave_out(self, address: str, worker: str, error: MicrotomeError) -> None:
+    def _leave_out(self, address: str, report: Report, error: MicrotomeError) -> None:
         """Go on without a worker that cannot begin; where there is no other one, what it said is the end."""
         if address not in self._unfit:
-            self._fit_until = self._fit_until if self._unfit else time.monotonic()
+            if not self._unfit:
+                self._fit_until = dict.fromkeys(self._fit_until, time.monotonic())
             self._unfit[address] = error
-            self._say(f"worker {worker} is left out: {error}")
+            self._say(f"worker {report.worker} is left out: {error}")
         self._looked = -1e9
-        if self.width(on_gpu=False):
-            self._fit_until = time.monotonic()
-        elif not isinstance(error, UnfitError) or time.monotonic() - self._fit_until > _FIT_SECONDS:
+        kind = bool(report.unit.on_gpu)
+        if self.width(on_gpu=kind):
+            return
+        if not isinstance(error, UnfitError) or time.monotonic() - self._fit_until[kind] > _FIT_SECONDS:
             raise error
-        else:
-            time.sleep(_LOOK_SECONDS)
+        time.sleep(_LOOK_SECONDS)
 
-    def _fit(self) -> Mapping[str, Mapping[str, Any]]:
-        return {address: worker for address, worker in self._workers.items() if address not in self._unfit}
+    def _fit(self, *, on_gpu: bool) -> Mapping[str, Mapping[str, Any]]:
+        """Workers that can take part, by address: all of them, or those with a GPU."""
+        return {
+            address: worker
+            for address, worker in self._workers.items()
+            if address not in self._unfit and (not on_gpu or worker["resources"].get(GPU))
+        }
 
     def _look(self) -> None:
         """Workers come and go: who is there is asked for from time to time."""
@@ -295,6 +348,14 @@ class DaskPool:
         with self._reaching():
             self._workers = self._client.scheduler_info(n_workers=-1)["workers"]
         self._looked = time.monotonic()
+        for kind in (False, True):
+            if self._fit(on_gpu=kind):
+                self._fit_until[kind] = self._looked
+        for future in [one for one, tied in self._tied.items() if tied and not tied & self._workers.keys()]:
+            self._tied.pop(future)  # those that it was for have left
+            unit = self._units.pop(future)
+            future.cancel()
+            self.give(unit)
 
     def _say_if_missing(self, on_gpu: bool, width: int) -> None:
         if width == 0 and time.monotonic() > self._say_again:

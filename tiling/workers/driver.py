@@ -25,7 +25,7 @@ from tiling.workers.unit import (
     Unfit,
     Unit,
 )
-from wsi.errors import MicrotomeError
+from wsi.errors import DeviceLostError, MicrotomeError
 from wsi.messages import printable
 
 MANY_PARTS = 8
@@ -34,6 +34,8 @@ MOST_DEATHS = 2
 """How often a slide may take a process along by itself."""
 MOST_STILLBORN = 20
 """How many processes may die before they begin with anything, one after the other; two, if they hang."""
+MOST_LOST = 4
+"""How often a GPU may fail, one time after the other, without anything being done on one."""
 MOST_KILLS = 6
 """How often its process may be killed, by whomever, without having got any further."""
 
@@ -57,6 +59,8 @@ class _Slide:
     entry: SlideEntry
     parts: int = 0
     """Parts of a step that are not made yet."""
+    divided: dict[int, int] = field(default_factory=dict)
+    """Parts that were missing when a step was divided last."""
     steps: dict[str, StepTime] = field(default_factory=dict)
     begun: float | None = None
     over: bool = False
@@ -142,6 +146,7 @@ class _Run:
         self._fresh = deque(self._slides)
         self._waiting: dict[bool, deque[Unit]] = {False: deque(), True: deque()}  # by whether a GPU is wanted
         self._stillborn: Counter[bool] = Counter()  # one after the other, by whether a GPU is wanted
+        self._lost = 0  # devices, one after the other
         self.outcomes: list[Outcome] = []
 
     def is_on(self) -> bool:
@@ -176,6 +181,8 @@ class _Run:
             self._start_again(unit, slide, report.result)
             return
         self._stillborn[bool(unit.on_gpu)] = 0
+        if unit.on_gpu is not False and not isinstance(report.result, Died):
+            self._lost = 0
         result = report.result
         assert not isinstance(result, Answer), "nobody was asked anything"
         if isinstance(result, Refused | Unfit):
@@ -186,6 +193,10 @@ class _Run:
             self._bury(unit, slide, result)
             return
         slide.add(result.spent)
+        self._go_on(unit, slide, result)
+
+    def _go_on(self, unit: Unit, slide: _Slide, result: Done | Divided | HandedOver | Ended) -> None:
+        """What comes next for the slide."""
         match result:
             case Done() if unit.part is not None:
                 slide.parts -= 1
@@ -194,8 +205,11 @@ class _Run:
             case Done():
                 made = any(step.made for step in slide.steps.values())
                 self._end(unit, slide, Ended(Status.DONE if made else Status.ALREADY_DONE, ""))
+            case Divided() if len(result.parts) >= slide.divided.get(result.step, len(result.parts) + 1):
+                reason = f"{slide.entry.path}: parts of it were made, and {len(result.parts)} are not there"
+                self._end(unit, slide, Ended(Status.FAILED, printable(f"{reason}. {_SEEN}"), 1))
             case Divided():
-                slide.parts = len(result.parts)
+                slide.divided[result.step] = slide.parts = len(result.parts)
                 for part in reversed(result.parts):
                     self._wait(unit.at(result.step, part=part, on_gpu=unit.on_gpu))
             case HandedOver():
@@ -235,6 +249,7 @@ class _Run:
         before = slide.reached.get(unit.part, (-1, 0))
         further = death.reached > before
         slide.reached[unit.part] = max(death.reached, before)
+        self._note_device(death)
         if death.by_itself:
             slide.deaths[unit.part] += 1
         else:
@@ -247,6 +262,15 @@ class _Run:
         slide.tries += 1
         self._wait(unit)
 
+    def _note_device(self, death: Died) -> None:
+        """A GPU that fails whatever the slide must not cost all of them."""
+        self._lost = self._lost + 1 if death.by_device else 0
+        if self._lost > MOST_LOST:
+            raise DeviceLostError(
+                f"{death.reason}, {self._lost} times one after the other",
+                action="See to the GPU, and run the same command again: what is finished is kept",
+            )
+
     def _end(self, unit: Unit, slide: _Slide, last: Ended) -> None:
         slide.over = True
         for kind, waiting in self._waiting.items():
@@ -258,4 +282,5 @@ class _Run:
         self._told(SlideEnd(outcome, tuple(slide.steps.values()), slide.ledger()))
 
 
+_SEEN = "See that all machines see the same output folder"
 _ADVICE = "The other slides go on; look at this one alone, or leave it out"

@@ -10,6 +10,8 @@ STALL_SECONDS = 600.0
 _SHARE = 0.9
 """Of the memory there is, for all processes together."""
 _LEAST = 1 << 30
+GPU_SHARES = 4
+"""Of memory that a process with a GPU has: CUDA alone takes some GiB, and it reads ahead for all."""
 _ENDLESS = 1 << 62
 
 

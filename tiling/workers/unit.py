@@ -164,6 +164,8 @@ class Died:
     """It would do so again: it ran into a limit."""
     reached: tuple[int, int] = (-1, 0)
     """The step it was at, and how many tiles it found finished there: whether trying again gets anywhere."""
+    by_device: bool = False
+    """A GPU failed, and a process that has one is of no use after that."""
     began: bool = True
     """Whether it had begun with the slide; a process that dies before cannot have died of it."""
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from tiling.blocks import Progress
 from tiling.cohort import Status, StepTime
-from tiling.ensure import ensure, setting_aside
+from tiling.ensure import ensure, find_whole, setting_aside
 from tiling.manifest import SlideEntry
 from tiling.output import Output
 from tiling.pipeline import Job, Step
@@ -39,8 +39,8 @@ Reached = Callable[[int], None]
 
 CLAIM_SECONDS = 20.0
 """How long a unit waits for a process that its run has lost sight of, and that is at work on the slide."""
-LONGEST_CALL_SECONDS = 3600.0
-"""How long a network may take for a batch before that counts as silence."""
+LONGEST_QUIET_SECONDS = 3600.0
+"""How long what needs no sign of life may take before that counts as silence."""
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +73,7 @@ class Worker:
         self._kept: dict[str, object] = {}
         self._kept_of: SlideEntry | None = None
         self._times = Stopwatch()
+        self._quiet_since: float | None = None
 
     def do(self, unit: Unit, progress: Progress, *, reached: Reached = lambda step: None) -> Result:
         """Do a unit; whatever goes wrong with a slide is a result. `progress` hears of tiles."""
@@ -85,7 +86,7 @@ class Worker:
         except (OutputError, OutputBusyError) as error:
             return Refused(error)
         except DeviceLostError as error:  # in a process of its own it is tried again
-            return Died(error.reason, by_itself=True)
+            return Died(error.reason, by_itself=True, by_device=True)
         except MicrotomeError as error:
             self.let_go()  # OpenSlide's errors stick to its handle
             return Ended(Status.FAILED, printable(str(error)), error.exit_code, tuple(spent))
@@ -100,12 +101,14 @@ class Worker:
     def busy_seconds(self) -> float:
         """Changes as long as anything goes on: what says nothing for long, hangs. For any thread.
 
-        A call that ends is a sign of life, and so is one of a network, which may take its time on a slow
-        processor; a decoder that does not come back is none.
+        A call that ends is a sign of life. So are, for an hour, what waits for another process, a network at
+        work on a batch, and steps that read no slide: they may take their time. A decoder that does not come
+        back is none.
         """
-        slide = self._open
+        slide, quiet = self._open, self._quiet_since
         times = slide[1].times if slide else self._times
-        return sum(times.seconds().values()) + min(times.running("encode"), LONGEST_CALL_SECONDS)
+        patient = times.running("encode") if quiet is None else time.monotonic() - quiet
+        return sum(times.seconds().values()) + min(patient, LONGEST_QUIET_SECONDS)
 
     def let_go(self) -> None:
         """Close the slide that is open."""
@@ -117,6 +120,7 @@ class Worker:
     def _do_alone(self, unit: Unit, progress: Progress, reached: Reached, spent: list[StepTime]) -> Result:
         """Do it while nobody else works on the slide, but those who make other parts."""
         with contextlib.ExitStack() as stack:
+            self._quiet_since = time.monotonic()
             try:
                 claim = self.output.claim(unit.slide_id, shared=unit.part is not None, patience=CLAIM_SECONDS)
                 stack.enter_context(claim)
@@ -137,7 +141,7 @@ class Worker:
         times = slide.times if slide else self._times
         whole = Job(store, slide, progress, times, self.work.orders.threads)
         if unit.part is not None:
-            reached(unit.step)
+            self._begin(unit.step, reached)
             helping = Job(store, slide, progress, times, self.work.orders.threads, self.name, self._kept)
             return self._part(self.steps[unit.step], helping, unit.part)
         self._kept.clear()
@@ -145,11 +149,15 @@ class Worker:
             step = self.steps[number]
             if unit.on_gpu is not None and step.wants_gpu != unit.on_gpu:
                 return HandedOver(number, step.wants_gpu, tuple(spent))
-            reached(number)
+            self._begin(number, reached)
             if parts := self._too_many(step, whole, unit.most_parts):
                 return Divided(number, parts, tuple(spent))
             spent.append(_timed(step, whole))
         return Done(tuple(spent))
+
+    def _begin(self, step: int, reached: Reached) -> None:
+        self._quiet_since = None if self.steps[step].reads_slide else time.monotonic()
+        reached(step)
 
     def _slide(self, unit: Unit) -> Slide | None:
         if self.work.orders.open_slide is None:
@@ -163,6 +171,7 @@ class Worker:
         """The missing parts of a step, where they are more than one process is to make."""
         if most is None or step.parts is None:
             return ()
+        find_whole(job.store, step.item)
         with setting_aside(job.store):
             found = tuple(step.parts.missing(job))
         return found if len(found) > most else ()

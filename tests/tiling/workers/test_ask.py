@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import pytest
 import toy_steps as toy
 
 import cli
+from tiling import batch
 from tiling.manifest import SlideEntry
 from tiling.workers.ask import ask_each, ask_here
 from tiling.workers.limits import Limits
 from wsi.errors import MicrotomeError, SlideError
+from wsi.slide import Slide
 from wsi.synthetic import write_slide
 
 
@@ -58,6 +62,35 @@ def test_nobody_is_started_for_no_slide(tmp_path: Path) -> None:
     assert list(ask_each([], partial(toy.asked, log=tmp_path))) == []
     first = next(iter(ask_each(entries("sound-1", "hang-1"), partial(toy.asked, log=tmp_path))))
     assert first[1] == "SOUND-1"  # and nobody waits for the second
+
+
+def test_where_no_process_can_be_started_each_slide_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*words: object, **settings: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    for _, answer in ask_each(entries("sound-1", "sound-2"), partial(toy.asked, log=tmp_path)):
+        assert isinstance(answer, MicrotomeError)
+        assert "no process can be started" in str(answer)
+
+
+def test_info_goes_on_after_a_fault_of_ours_and_ends_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        write_slide(tmp_path / f"{name}.svs", seed=2, lesion=False, size=(256, 256))
+    describe = batch.describe
+
+    def faulty(slide: Slide) -> dict[str, object]:
+        return {}["fault"] if slide.path.stem == "a" else describe(slide)
+
+    monkeypatch.setattr(batch, "describe", faulty)
+    assert cli.main(["info", str(tmp_path), "--json"]) == 70
+    out, err = capsys.readouterr()
+    assert [Path(json.loads(line)["path"]).stem for line in out.splitlines()] == ["b", "c"]
+    assert "a.svs: unexpected KeyError" in err
 
 
 def test_info_and_plans_ask_other_processes(

@@ -23,10 +23,11 @@ from tiling.batch import MakeSteps
 from tiling.cohort import Outcome, Status
 from tiling.manifest import SlideEntry
 from tiling.output import Output
+from tiling.store import TileStore
 from tiling.workers import supervisor
 from tiling.workers.arguments import local_gpus
 from tiling.workers.children import Children
-from tiling.workers.limits import Limits
+from tiling.workers.limits import Limits, machine_memory
 from tiling.workers.run import run_slides
 from tiling.workers.unit import Orders, Work
 from wsi.errors import DeviceLostError, MicrotomeError, UsageError
@@ -253,6 +254,62 @@ def test_where_no_process_can_be_started_now_one_is_started_later(
     refused[0] = 1000
     with pytest.raises(MicrotomeError, match=r"no process can be started \(Resource temporarily"):
         run(tmp_path, ["sound-3"], toy.Toy(tmp_path / "log"))
+
+
+def test_where_but_one_process_can_be_started_it_does_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, running = subprocess.Popen, list[subprocess.Popen[bytes]]()
+
+    def one_at_a_time(*words: object, **settings: object) -> subprocess.Popen[bytes]:
+        if any(process.poll() is None for process in running):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        running.append(begin(*words, **settings))  # type: ignore[call-overload]
+        return running[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", one_at_a_time)
+    names, make = [f"sound-{n}" for n in range(3)], toy.Toy(tmp_path / "log", parts=12, seconds=0.1)
+    found = run(tmp_path, names, make, workers=8)
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    assert len(running) == 1
+    assert set(Counter(toy.attempts(make.log)).values()) == {1}
+
+
+def test_a_damaged_item_is_made_again_in_the_same_run(tmp_path: Path) -> None:
+    make, output = toy.Toy(tmp_path / "log"), Output(tmp_path / "out")
+    run(tmp_path, ["sound-1", "sound-2"], make)
+    before = toy.results(output)
+    part = TileStore(output, "sound-1").path("tiles") / "part-2"
+    part.write_bytes(part.read_bytes()[:-3])
+    found = run(tmp_path, ["sound-1", "sound-2"], make)
+    assert {name: one.status for name, one in found.items()} == {
+        "sound-1": Status.DONE,
+        "sound-2": Status.ALREADY_DONE,
+    }
+    assert toy.results(output) == before
+    assert len(list((output.root / "quarantine").iterdir())) == 1
+
+
+def test_what_goes_wrong_at_the_start_is_said_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(MicrotomeError, match="cannot begin: RuntimeError: CUDA out of memory"):
+        run(tmp_path, ["sound-1"], toy.HasNoMemoryToBegin(tmp_path / "log"))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_process_with_a_gpu_has_the_memory_of_four(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    work = Work(Orders(toy.Toy(tmp_path / "log")), tmp_path, tmp_path, "a run", {})
+    pool = Children(work, workers=4, limits=UNLIMITED, gpus=[{}])
+    try:
+        plain, gpu = pool._limits.memory_bytes, pool._gpu_limits.memory_bytes
+        assert plain is not None
+        assert gpu == 4 * plain
+        assert 4 * plain + gpu <= machine_memory()
+        assert Children(work, workers=4, limits=Limits(7), gpus=[])._gpu_limits == Limits(7)
+    finally:
+        pool.close()
 
 
 def test_a_gpu_is_seen_by_its_own_process_which_alone_prepares_for_it(tmp_path: Path) -> None:

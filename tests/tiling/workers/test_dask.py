@@ -340,6 +340,54 @@ def work_in(folder: Path) -> Work:
     return Work(Orders(toy.Toy(folder / "log")), folder / "out", Path.cwd(), "a run", versions())
 
 
+def test_a_worker_that_has_got_over_it_takes_part_again(cluster: Cluster, tmp_path: Path) -> None:
+    """As when a folder is mounted late: both say that they cannot, and a moment later they can."""
+    make, said = toy.UnfitForAWhile(tmp_path / "log", parts=3), list[str]()
+    not_yet = tmp_path / "not-yet"
+    not_yet.touch()
+    threading.Timer(4.0, not_yet.unlink).start()
+    names = [f"sound-{n}" for n in range(6)]
+    found = run(tmp_path, names, make, by(cluster, say=said.append))
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    assert len([text for text in said if "is left out" in text]) >= 2
+    assert toy.parents(tmp_path / "log", "tiles") == set(worker_pids(cluster).values())
+
+
+def test_a_gpu_that_cannot_be_prepared_ends_the_run_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+    """What wants it is not given to workers without one."""
+    log = tmp_path / "log"
+    make = toy.TwoToys(toy.Toy(log, parts=2), toy.WantsWhatIsNotThere(log, item="qc", wants_gpu=True))
+    with pytest.raises(UsageError, match="no encoder 'x'"):
+        run(tmp_path, ["sound-1", "sound-2"], make, by(cluster))
+
+
+def test_a_worker_whose_processes_die_at_once_is_left_out(cluster: Cluster, tmp_path: Path) -> None:
+    names, said = [f"sound-{n}" for n in range(4)], list[str]()
+    make = toy.DiesWhereTold(tmp_path / "log", parts=3, seconds=0.5)
+    with joined(cluster, "ill", TOY_DIES="1"):
+        found = run(tmp_path, names, make, by(cluster, say=said.append))
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    (words,) = (text for text in said if "left out" in text)
+    assert "ill is left out: processes on" in words
+    assert "SIGILL" in words
+
+
+def test_a_worker_that_is_frozen_keeps_nobody_from_ending(cluster: Cluster, tmp_path: Path) -> None:
+    output, work = Output(tmp_path / "out"), work_in(tmp_path)
+    with joined(cluster, "frozen") as nanny, output.lock(), announced(output, work.run):
+        pool = by(cluster)(work, unsaid)
+        frozen = psutil.Process(nanny.pid).children(recursive=True)
+        try:
+            for process in frozen:
+                process.suspend()
+            start = time.monotonic()
+            pool.close()
+            assert time.monotonic() - start < 30
+        finally:
+            for process in frozen:
+                process.resume()
+
+
 def test_who_is_waited_for_is_said(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers with a GPU may have left for good while there is work for them."""
     monkeypatch.setattr("tiling.workers.dask_pool.GPU", "WHAT-NOBODY-HAS")
@@ -410,11 +458,12 @@ def test_a_process_that_starts_while_the_run_ends_does_nothing(
 ) -> None:
     class Told:
         memory_manager = SimpleNamespace(memory_limit=8 << 30)
-        state = SimpleNamespace(nthreads=3, total_resources={"GPU": 1.0})
+        state = SimpleNamespace(nthreads=4, total_resources={"GPU": 1.0})
 
     crew = Crew("crew", work_in(tmp_path), Limits())
     crew.setup(Told())
-    assert crew._limits.memory_bytes == 2 << 30  # one for each thread, and one for the GPU
+    assert crew._limits.memory_bytes == 1 << 30  # for each thread, and four for the GPU's process
+    assert crew._gpu_limits.memory_bytes == 4 << 30
     children: list[FakeChild] = []
 
     def start(work: bytes, **settings: object) -> FakeChild:

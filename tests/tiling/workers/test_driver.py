@@ -26,7 +26,7 @@ from tiling.workers.unit import (
     Report,
     Unit,
 )
-from wsi.errors import MicrotomeError, OutputError
+from wsi.errors import DeviceLostError, MicrotomeError, OutputError
 
 PARTS = 12
 
@@ -184,6 +184,39 @@ def test_where_nothing_can_be_written_the_run_ends() -> None:
     full = OutputError("cannot be written (No space left on device)", path="out")
     with pytest.raises(OutputError, match="No space left"):
         drive(Always("s1", Refused(full)), slides(3), ended=lambda end: None)
+
+
+def test_parts_that_are_made_and_never_there_do_not_go_on_for_ever() -> None:
+    """As where machines see different folders by one name."""
+
+    class Forgets(Always):
+        def wait(self) -> list[Event]:
+            unit = self._waiting.pop()
+            self.tries += 1
+            assert self.tries < 100
+            return [Report(unit, Divided(0, (0, 1, 2)) if unit.part is None else Done())]
+
+    outcomes = drive(Forgets("nobody"), slides(2), ended=lambda end: None)
+    assert {one.status for one in outcomes} == {Status.FAILED}
+    assert all("3 are not there" in one.reason for one in outcomes)
+
+
+def test_a_gpu_that_fails_whatever_the_slide_ends_the_run_and_costs_no_slide() -> None:
+    lost = Died("cuda:0 failed", by_itself=True, by_device=True)
+
+    class AllLost(Always):
+        def wait(self) -> list[Event]:
+            self.tries += 1
+            return [Report(self._waiting.pop(), lost)]
+
+    ends, pool = list[SlideEnd](), AllLost("nobody")
+    with pytest.raises(DeviceLostError, match=r"cuda:0 failed, 5 times"):
+        drive(pool, slides(9), ended=ends.append)
+    assert pool.tries == driver.MOST_LOST + 1
+    assert len(ends) <= 2
+    # Of one slide alone it is that slide's.
+    outcomes = {one.slide_id: one for one in drive(Always("s1", lost), slides(9), ended=lambda end: None)}
+    assert {name for name, one in outcomes.items() if one.status is Status.FAILED} == {"s1"}
 
 
 def test_processes_that_hang_at_their_start_are_given_up_sooner() -> None:

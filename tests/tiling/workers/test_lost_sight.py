@@ -25,7 +25,7 @@ from tiling.workers.announce import announced
 from tiling.workers.limits import Limits
 from tiling.workers.run import run_slides
 from tiling.workers.supervisor import Child
-from tiling.workers.unit import Died, Held, Orders, Refused, Report, Unit, Work
+from tiling.workers.unit import Died, Done, Held, Orders, Refused, Report, Unit, Work
 from tiling.workers.worker import Worker
 
 SLIDE = SlideEntry("sound-1", Path("sound-1.svs"))
@@ -81,6 +81,34 @@ def test_a_process_ends_with_its_run_though_nobody_tells_it(tmp_path: Path) -> N
     assert len(before) < 1000
     time.sleep(0.3)
     assert toy.attempts(make.log) == before
+
+
+def test_whoever_takes_the_lock_ends_it(tmp_path: Path) -> None:
+    """Also a command that makes nothing of slides, and sets damaged items aside."""
+    make = toy.Toy(tmp_path / "log", parts=1000, seconds=0.05)
+    output, work = Output(tmp_path / "out"), work_of(tmp_path, make, "one")
+    with contextlib.ExitStack() as stack:
+        with output.lock():
+            (output.work / "run").write_text("one")
+            child = stack.enter_context(busy(work, make.log, after=3))
+        with output.lock():
+            assert isinstance(until(child, childs_side.RUN_SECONDS + 10).result, Died)
+
+
+def test_waiting_for_another_process_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiling.workers.supervisor._MISSED_BY", 0.5)
+    make = toy.Toy(tmp_path / "log")
+    output, work = Output(tmp_path / "out"), work_of(tmp_path, make, "one")
+    with output.lock(), announced(output, "one"):
+        child = Child(pickle.dumps(work), limits=Limits(stall_seconds=0.5))
+        try:
+            with output.claim(SLIDE.slide_id):
+                child.give(Unit(SLIDE))
+                with pytest.raises(AssertionError, match="did not end"):
+                    until(child, 4)
+            assert isinstance(until(child, 10).result, Done)
+        finally:
+            child.stop()
 
 
 def test_also_where_the_run_has_just_ended(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import toy_steps as toy
 
 from tiling.manifest import SlideEntry
 from tiling.output import Output
+from tiling.pipeline import Job, Step
 from tiling.versions import versions
 from tiling.workers.announce import announced
 from tiling.workers.limits import Limits, fair_share, machine_memory
@@ -85,6 +86,57 @@ def test_a_fair_share_leaves_something_for_the_others() -> None:
     assert 2 * fair_share(2) <= total
     assert fair_share(10**9) == 1 << 30
     assert Limits().memory_bytes is None
+
+
+class QuietFor:
+    """Takes so long as a call may, and says nothing."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.worker, self.now = worker, 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+
+    def lives(self, seconds: float) -> bool:
+        before = self.worker.busy_seconds()
+        self.now += seconds
+        return self.worker.busy_seconds() != before
+
+
+def test_a_network_may_take_its_time_and_a_decoder_may_not(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(work)
+    quiet = QuietFor(worker, monkeypatch)
+    assert not quiet.lives(10)
+    with worker._times.lap("decode"):
+        assert not quiet.lives(10)  # it may hang
+    assert quiet.now  # a call that has ended is a sign
+    with worker._times.lap("encode"):
+        assert quiet.lives(10)
+        assert quiet.lives(3500)
+        quiet.lives(3600)
+        assert not quiet.lives(10)  # an hour is enough
+    assert not quiet.lives(10)
+    before = worker.busy_seconds()
+    with worker._times.lap("read"):
+        quiet.now += 1
+    assert worker.busy_seconds() != before
+
+
+def test_a_step_that_reads_no_slide_may_take_its_time(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(work)
+    seen: list[bool] = []
+    for reads in (True, False):
+        quiet = QuietFor(worker, monkeypatch)
+
+        def make(job: Job, quiet: QuietFor = quiet) -> None:
+            seen.append(quiet.lives(10))
+
+        worker.steps = [Step("tiles", make, reads_slide=reads)]
+        worker.do(Unit(SlideEntry("sound-1", tmp_path / "sound-1")), lambda done, total: None)
+    assert seen == [False, True]
 
 
 def test_a_stale_name_of_the_run_is_read_again_and_what_cannot_be_read_is_no_slides_fault(

@@ -143,6 +143,35 @@ class UnfitWhereTold(Toy):
         return super().__call__()
 
 
+class UnfitForAWhile(Toy):
+    """Of machines that are not ready yet."""
+
+    def __call__(self) -> list[Step]:
+        if (self.log.parent / "not-yet").exists():
+            raise UnfitError("the folder is not mounted")
+        return super().__call__()
+
+
+class DiesWhereTold(Toy):
+    """Of libraries that some machine's processor does not know."""
+
+    def __call__(self) -> list[Step]:
+        if os.environ.get("TOY_DIES"):
+            os.kill(os.getpid(), signal.SIGILL)
+        return super().__call__()
+
+
+class HasNoMemoryToBegin(Toy):
+    """Whose network is too large."""
+
+    def step(self) -> Step:
+        return replace(super().step(), prepare=_no_memory)
+
+
+def _no_memory() -> None:
+    raise RuntimeError("CUDA out of memory")
+
+
 class Unmakable(Toy):
     """Of settings that are wrong."""
 
