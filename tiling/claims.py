@@ -16,6 +16,7 @@ from wsi.durable import output_errors
 from wsi.errors import OutputBusyError
 
 _LOOK_SECONDS = 0.1
+_MOST_TRIES = 100  # that somebody deletes it so often between our opening and our locking it
 _GONE = {errno.ENOENT, errno.ESTALE}
 """What is said of a file that somebody deleted; a file server says the second, even of one that is open."""
 
@@ -72,7 +73,7 @@ def forget_claims(folder: Path, pattern: str) -> None:
 
 def _take(path: Path, *, shared: bool) -> BinaryIO | None:
     """The locked file; None where somebody else has it."""
-    while True:
+    for _ in range(_MOST_TRIES):
         stream = path.open("a+b")
         try:
             _lock(stream, shared=shared)
@@ -89,6 +90,7 @@ def _take(path: Path, *, shared: bool) -> BinaryIO | None:
                 stream.close()
                 raise
         stream.close()
+    return None
 
 
 def _lock(stream: BinaryIO, *, shared: bool) -> None:

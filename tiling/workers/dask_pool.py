@@ -70,7 +70,6 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
         self._idle: dict[bool | None, list[Child]] = {None: [], False: [], True: []}  # by `Work.on_gpu`
         self._all: list[Child] = []
         self._over = threading.Event()
-        self._unborn = 0
 
     def teardown(self, worker: Worker) -> None:
         """On the worker, when the run has ended, in whatever way."""
@@ -117,17 +116,18 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
 
     def do(self, unit: Unit) -> Report:
         """Have a unit done, and wait for it; `Unfit` where processes do not even begin here."""
-        while True:
+        reason = ""
+        for _ in range(_MOST_UNBORN):
             report = self._try(unit)
             died = report.result
             if not isinstance(died, Died) or died.began:
-                self._unborn = 0
                 return report
+            reason = died.reason
+            if died.hopeless:  # it hung, and so may the next one
+                break
             time.sleep(_LOOK_SECONDS)
-            self._unborn += 1
-            if self._unborn >= _MOST_UNBORN:
-                said = f"processes on {socket.gethostname()} end before they begin ({died.reason})"
-                return Report(unit, Unfit(UnfitError(said, action="See what is wrong with that machine")))
+        said = f"processes on {socket.gethostname()} end before they begin ({reason})"
+        return Report(unit, Unfit(UnfitError(said, action="See what is wrong with that machine")))
 
     def _try(self, unit: Unit) -> Report:
         given_up = Report(unit, Died("the run was given up", by_itself=False))
@@ -227,7 +227,7 @@ class DaskPool:
         self._numbers = itertools.count()
         self._workers: Mapping[str, Mapping[str, Any]] = {}
         self._looked = -1e9
-        self._unfit: dict[str, MicrotomeError] = {}
+        self._unfit: set[tuple[str, bool]] = set()  # addresses, and whether for what wants a GPU
         self._fit_until = {False: 0.0, True: 0.0}
         self._closing = contextlib.ExitStack()
         self._lost = False
@@ -288,7 +288,7 @@ class DaskPool:
             self._leave_out(address, report, report.result.error)
             self.give(unit)
             return []
-        self._unfit.pop(address, None)  # it has got over it
+        self._unfit.discard((address, bool(unit.on_gpu)))  # it has got over it
         return [report]
 
     def close(self) -> None:
@@ -320,13 +320,13 @@ class DaskPool:
 
     def _leave_out(self, address: str, report: Report, error: MicrotomeError) -> None:
         """Go on without a worker that cannot begin; where there is no other one, what it said is the end."""
-        if address not in self._unfit:
+        kind = bool(report.unit.on_gpu)
+        if (address, kind) not in self._unfit:
             if not self._unfit:
                 self._fit_until = dict.fromkeys(self._fit_until, time.monotonic())
-            self._unfit[address] = error
+            self._unfit.add((address, kind))
             self._say(f"worker {report.worker} is left out: {error}")
         self._looked = -1e9
-        kind = bool(report.unit.on_gpu)
         if self.width(on_gpu=kind):
             return
         if not isinstance(error, UnfitError) or time.monotonic() - self._fit_until[kind] > _FIT_SECONDS:
@@ -338,7 +338,7 @@ class DaskPool:
         return {
             address: worker
             for address, worker in self._workers.items()
-            if address not in self._unfit and (not on_gpu or worker["resources"].get(GPU))
+            if (address, on_gpu) not in self._unfit and (not on_gpu or worker["resources"].get(GPU))
         }
 
     def _look(self) -> None:
@@ -354,7 +354,8 @@ class DaskPool:
         for future in [one for one, tied in self._tied.items() if tied and not tied & self._workers.keys()]:
             self._tied.pop(future)  # those that it was for have left
             unit = self._units.pop(future)
-            future.cancel()
+            with self._reaching():
+                future.cancel()
             self.give(unit)
 
     def _say_if_missing(self, on_gpu: bool, width: int) -> None:

@@ -130,6 +130,7 @@ class Worker:
                 goes_on = is_on(self.output, self.work.run)
             if not goes_on:  # nobody waits for this any more, and others may begin
                 return Refused(OutputBusyError("the run is over", path=self.output.root))
+            self._quiet_since = None  # a file that is opened is a decoder's
             return self._do(unit, progress, reached, spent)
 
     def _do(self, unit: Unit, progress: Progress, reached: Reached, spent: list[StepTime]) -> Result:

@@ -269,9 +269,9 @@ WORKER = ("--nthreads", "1", "--no-dashboard", "--memory-limit", "0", "--death-t
 
 
 @contextlib.contextmanager
-def joined(cluster: Cluster, name: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def joined(cluster: Cluster, name: str, *words: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """One more worker, for as long."""
-    process = cluster.start("worker", *WORKER, "--name", name, **environment)
+    process = cluster.start("worker", *WORKER, "--name", name, *words, **environment)
     try:
         with connected(scheduler_file=str(cluster.file)) as client:
             client.wait_for_workers(3, timeout=60)
@@ -359,6 +359,21 @@ def test_a_gpu_that_cannot_be_prepared_ends_the_run_with_the_reason(cluster: Clu
     make = toy.TwoToys(toy.Toy(log, parts=2), toy.WantsWhatIsNotThere(log, item="qc", wants_gpu=True))
     with pytest.raises(UsageError, match="no encoder 'x'"):
         run(tmp_path, ["sound-1", "sound-2"], make, by(cluster))
+
+
+def test_a_worker_whose_gpu_is_of_no_use_does_what_wants_none(cluster: Cluster, tmp_path: Path) -> None:
+    """Another one with a GPU does the rest, and it is said once."""
+    log, said = tmp_path / "log", list[str]()
+    make = toy.TwoToys(toy.Toy(log, parts=2, seconds=0.1), toy.UnfitGpu(log, item="qc", wants_gpu=True))
+    ill = {"TOY_UNFIT": "its GPU is of another kind"}
+    with joined(cluster, "ill", "--resources", "GPU=1", **ill) as nanny:
+        parents = {process.pid for process in psutil.Process(nanny.pid).children()}
+        found = run(tmp_path, [f"sound-{n}" for n in range(12)], make, by(cluster, say=said.append))
+    assert {one.status for one in found.values()} == {Status.DONE}, found
+    (words,) = (text for text in said if "left out" in text)
+    assert "its GPU is of another kind" in words
+    assert toy.parents(log, "qc") == {worker_pids(cluster)["with-gpu"]}
+    assert parents & toy.parents(log, "tiles")
 
 
 def test_a_worker_whose_processes_die_at_once_is_left_out(cluster: Cluster, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from tiling.workers.announce import announced
 from tiling.workers.limits import Limits, fair_share, machine_memory
 from tiling.workers.unit import Done, Orders, Refused, Unit, Work
 from tiling.workers.worker import Worker
-from wsi.errors import UsageError
+from wsi.errors import SlideError, UsageError
+from wsi.slide import Slide
 
 
 @pytest.fixture
@@ -137,6 +138,21 @@ def test_a_step_that_reads_no_slide_may_take_its_time(
         worker.steps = [Step("tiles", make, reads_slide=reads)]
         worker.do(Unit(SlideEntry("sound-1", tmp_path / "sound-1")), lambda done, total: None)
     assert seen == [False, True]
+
+
+def test_a_slide_that_hangs_when_it_is_opened_shows_no_sign_of_life(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def open_slide(file: SlideEntry) -> Slide:
+        seen.append(quiet.lives(700))
+        raise SlideError("hung", path=file.path)
+
+    worker = Worker(replace(work, orders=replace(work.orders, open_slide=open_slide)))
+    quiet = QuietFor(worker, monkeypatch)
+    worker.do(Unit(SlideEntry("sound-1", tmp_path / "sound-1")), lambda done, total: None)
+    assert seen == [False]
 
 
 def test_a_stale_name_of_the_run_is_read_again_and_what_cannot_be_read_is_no_slides_fault(

@@ -309,6 +309,18 @@ class WantsWhatIsNotThere(Toy):
         return replace(super().step(), prepare=_not_there)
 
 
+class UnfitGpu(Toy):
+    """Of GPUs some of which are not as the others."""
+
+    def step(self) -> Step:
+        return replace(super().step(), prepare=_unfit_where_told)
+
+
+def _unfit_where_told() -> None:
+    if said := os.environ.get("TOY_UNFIT"):
+        raise UnfitError(said)
+
+
 def _not_there() -> None:
     raise UsageError("there is no encoder 'x'")
 
