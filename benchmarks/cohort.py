@@ -40,6 +40,7 @@ from tiling.workers.unit import Orders, Work
 from wsi.synthetic import write_slide
 
 LIMITS = Limits(memory_bytes=8 << 30)
+LARGE = 30_720, 24_576  # pixels of the slide that is shared
 SLIDES, WORKERS = 10_000, 100
 """Of the projection."""
 
@@ -159,7 +160,7 @@ def efficiency_table(slides: int, rounds: int) -> tuple[float, float]:
             os.link(many / "s0.svs", many / f"s{number}.svs")
         for number in range(slides // 2):
             os.link(many / "s0.svs", half / f"s{number}.svs")
-        write_slide(large / "s.svs", seed=2, lesion=True, size=(20_480, 16_384))
+        write_slide(large / "s.svs", seed=2, lesion=True, size=LARGE)
         start = min(_tile(folder, (folder / "none", 1)) for _ in range(rounds))
         ways = {"one": [(many, 1)], "two": [(many, 2)], "halves": [(half, 1), (half, 1)]}
         ways |= {"large": [(large, 1)], "large by two": [(large, 2)]}
@@ -173,7 +174,9 @@ def efficiency_table(slides: int, rounds: int) -> tuple[float, float]:
     _efficiency("the first without start and imports", one - start, two - start)
     _efficiency("one large slide, by two workers", took["large"], took["large by two"])
     _efficiency("the same without start and imports", took["large"] - start, took["large by two"] - start)
-    print(f"\n{slides} slides of 6,144 x 4,096 px, one of 20,480 x 16,384; means of {rounds} turns.")
+    print(
+        f"\n{slides} slides of 6,144 x 4,096 px, one of {LARGE[0]:,} x {LARGE[1]:,}; means of {rounds} turns."
+    )
     print("What two commands reach that know nothing of each other, is what the machine has.")
     print(f"Start and imports: {start:.2f} s.")
     return (one - start) / slides, (one - start) / (2 * (two - start))
