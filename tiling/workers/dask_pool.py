@@ -85,6 +85,9 @@ class Crew(WorkerPlugin):  # type: ignore[misc]  # it has no types
         child = self._from_idle(on_gpu) or self._start(on_gpu)
         try:
             yield child
+        except MicrotomeError:  # it cannot make the steps, and ends
+            _stop(child)
+            raise
         finally:
             if not child.gone:
                 with self._lock:
@@ -180,7 +183,7 @@ def _send(client: Client, crew: Crew) -> None:
         ) from error
 
 
-def within(seconds: float, act: Callable[[], object]) -> None:
+def _within(seconds: float, act: Callable[[], object]) -> None:
     """Do it, but wait no longer than that for its end; what it raises until then is raised."""
     raised: list[BaseException] = []
 
@@ -234,7 +237,7 @@ class DaskPool:
         self._say_again = time.monotonic() + _LOST_SECONDS
         with self._reaching():
             # A worker that does not answer gets it when it does; the others have it.
-            within(_LOST_SECONDS, lambda: _send(client, Crew(self._crew, work, limits)))
+            _within(_LOST_SECONDS, lambda: _send(client, Crew(self._crew, work, limits)))
 
     def width(self, *, on_gpu: bool) -> int:
         """Threads of all workers that can take part, or the GPUs that they declare."""
@@ -295,9 +298,9 @@ class DaskPool:
         """Give up what runs, and end the workers' processes."""
         if not self._lost:  # else each of these would wait for a scheduler to come back
             with contextlib.suppress(Exception):  # whatever the state of the cluster is
-                within(_CLOSE_SECONDS, lambda: self._client.cancel(list(self._units)))
+                _within(_CLOSE_SECONDS, lambda: self._client.cancel(list(self._units)))
             with contextlib.suppress(Exception):  # who does not hear of it, sees that the run is over
-                within(_CLOSE_SECONDS, lambda: self._client.unregister_worker_plugin(self._crew))
+                _within(_CLOSE_SECONDS, lambda: self._client.unregister_worker_plugin(self._crew))
         self._closing.close()
 
     def closing(self, stack: contextlib.ExitStack) -> None:
